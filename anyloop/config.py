@@ -1,0 +1,72 @@
+"""Settings of every process: environment variables with the prefix `ANYLOOP_`, or a `.env` file.
+
+Each process reads only its own part. Defaults make one machine work: SQLite log, local folders, loopback addresses.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+TINY_OMNI = Path(__file__).parent / "models" / "tiny_omni"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ANYLOOP_", env_file=".env", extra="ignore")
+
+    # Where things live
+    home: Path = Field(Path(".anyloop"), description="Folder of everything a single machine writes")
+    model_dir: Path = Field(TINY_OMNI, description="Base checkpoint: policy, critique start and codecs")
+    log_url: str = Field("", description="sqlite:///PATH or kafka://HOST:PORT; empty is sqlite under home")
+    media_url: str = Field("", description="fsspec URL of the object store; empty is a folder under home")
+    registry_dir: Path | None = Field(None, description="Checkpoint registry; empty is a folder under home")
+
+    # Model host
+    host: Literal["triton", "inprocess"] = Field("triton", description="Where the models run")
+    triton_url: str = Field("127.0.0.1:8001", description="Triton gRPC address")
+
+    # Addresses
+    bind: str = Field("127.0.0.1", description="Address the servers listen on")
+    gateway_port: int = 8080
+    edge_grpc_port: int = 8081
+    policy_port: int = 50051
+    critique_port: int = 50052
+    decoder_port: int = 50053
+    policy_control_port: int = 50061
+    critique_control_port: int = 50062
+    metrics_port: int = Field(0, description="Prometheus port of this process; 0 turns it off")
+    policy_target: str = "127.0.0.1:50051"
+    critique_target: str = "127.0.0.1:50052"
+    decoder_target: str = "127.0.0.1:50053"
+    policy_control_target: str = "127.0.0.1:50061"
+    critique_control_target: str = "127.0.0.1:50062"
+
+    # Engine
+    engine_slots: int = Field(32, ge=1, description="Requests decoded together")
+    engine_max_tokens: int = Field(384, ge=16, description="Longest prompt plus answer, in tokens; sizes the KV cache")
+    engine_queue: int = Field(256, ge=1, description="Requests that may wait for a slot")
+    swap_mode: Literal["finish", "keep", "recompute"] = "finish"
+
+    # Gateway
+    keys_file: Path | None = Field(None, description="API keys (TOML); empty allows every caller all roles but admin")
+    max_image_bytes: int = 8 * 2**20
+    max_audio_bytes: int = 16 * 2**20
+    max_video_bytes: int = 32 * 2**20
+    max_body_bytes: int = 48 * 2**20
+    request_timeout_s: float = 120.0
+    public_url: str = Field("", description="Base of media URLs; empty uses the request's own host")
+
+    log_level: str = "INFO"
+
+    @property
+    def effective_log_url(self) -> str:
+        return self.log_url or f"sqlite:///{(self.home / 'log.db').absolute()}"
+
+    @property
+    def effective_media_url(self) -> str:
+        return self.media_url or f"file://{(self.home / 'media').absolute()}"
+
+    @property
+    def effective_registry_dir(self) -> Path:
+        return self.registry_dir or (self.home / "registry").absolute()
