@@ -1,0 +1,70 @@
+# What a newcomer types. `make` alone lists the targets.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp per state of pyproject.toml: the second run finds it and does nothing.
+STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
+# Several processes share the cores; torch's own thread pools would fight over them.
+export OMP_NUM_THREADS ?= 1
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Virtual environment in .venv with everything installed
+
+# The newest Python that the Triton wheel supports, with a shared libpython if there is one (Triton's Python backend needs it).
+$(STAMP): pyproject.toml
+	@python=
+	for candidate in python3.13 python3.12 python3.11 python3; do
+	  "$$candidate" -c 'import sys, venv, ensurepip; assert (3, 11) <= sys.version_info < (3, 14)' 2>/dev/null || continue
+	  python="$${python:-$$candidate}"
+	  if "$$candidate" -c 'import sysconfig as s; assert s.get_config_var("Py_ENABLE_SHARED")' 2>/dev/null; then
+	    python="$$candidate"; break
+	  fi
+	done
+	if [ -z "$$python" ]; then echo "AnyLoop needs Python 3.11, 3.12 or 3.13 with venv: install one and run make again" >&2; exit 1; fi
+	echo "Setting up $(VENV) with $$("$$python" --version) (minutes on the first run)"
+	test -x $(BIN)/python || "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on torch==2.13.0
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[triton,trainer,k8s,dev]'
+	rm -f $(VENV)/.ready-*
+	touch $@
+.ONESHELL:
+
+demo: $(STAMP)  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html
+	$(BIN)/anyloop demo
+
+up: $(STAMP)  ## Everything on this machine until Ctrl-C
+	$(BIN)/anyloop up
+
+test: lint types unit e2e  ## All checks: ruff, mypy, unit tests, end-to-end tests
+
+lint: $(STAMP)  ## ruff check and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## Tests that start no service (generated code and wire compatibility among them)
+	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
+
+e2e: $(STAMP)  ## Tests that start real processes, one after another
+	$(BIN)/python -m pytest -m e2e -q
+
+protos: $(STAMP)  ## Generate the protobuf code again
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. protos/anyloop/v1/*.proto
+
+wire: $(STAMP)  ## Add new protobuf fields to the wire guard
+	$(BIN)/python -m tests.protos.wire
+
+tiny-omni: $(STAMP)  ## Train the reference model and its codecs anew (under two hours on two cores)
+	$(BIN)/python -m anyloop.world.pretrain
+
+clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
+	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
