@@ -1,0 +1,150 @@
+"""An annotator: turns a judgement into what a person would say, and reads such words back exactly."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from anyloop.modality import Modality
+from anyloop.world import language
+from anyloop.world.perceive import UNCLEAR
+from anyloop.world.perceive.sentence import words_of
+from anyloop.world.scenes import PITCHES, Scene, Sound, other_value
+from anyloop.world.tasks import Answer, Fault, Judgement, Task, right_answer
+
+RIGHT = ("This is correct.", "All of it is correct.", "Good, this is correct.")
+VAGUE = ("This is not correct.", "That is not what I asked for.", "Something is wrong.")
+_PHRASES: dict[str, tuple[str, ...]] = {
+    "count": ("there should be {}", "the number should be {}", "make it {} in number"),
+    "size": ("the size should be {}", "it should be {}", "make it {}"),
+    "colour": ("the colour should be {}", "it should be {}", "make it {}"),
+    "shape": ("the shape should be a {}", "it should be a {}", "make it a {}"),
+    "position": ("it should be on the {}", "the place should be the {}", "move it to the {}"),
+    "first": ("the first note should be {}", "make the first note {}"),
+    "second": ("the second note should be {}", "make the second note {}"),
+    "third": ("the third note should be {}", "make the third note {}"),
+    "loudness": ("it should be {}", "the sound should be {}", "make it {}"),
+    "timbre": ("the tone should be {}", "it should sound {}", "make the tone {}"),
+    "direction": ("it should move {}", "it should go {}", "make it move {}"),
+    "speed": ("it should be {}", "the speed should be {}", "make it {}"),
+}
+_PART = {Modality.TEXT: "in the text, ", Modality.IMAGE: "in the picture, "}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing said: `part` should have `value` in `dimension`."""
+
+    part: Modality
+    dimension: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a critique says: right as it is, or which claims it makes (none when it is vague)."""
+
+    right: bool
+    claims: frozenset[Claim]
+
+
+def true_claims(judgement: Judgement) -> frozenset[Claim]:
+    return frozenset(Claim(fault.part, fault.dimension, fault.expected) for fault in judgement.failed)
+
+
+def read_critique(task: Task, critique: str) -> Reading:
+    """The claims of a critique of an answer to `task`, whoever wrote it."""
+    kind = type(task.scene)
+    claims = set()
+    part = task.modalities[-1]
+    for clause in re.split(r"[.;]| and ", critique.lower()):
+        if len(task.modalities) > 1:
+            part = Modality.TEXT if "text" in clause else Modality.IMAGE if "picture" in clause else part
+        words = words_of(clause.split(", not ")[0])
+        for dimension, values in kind.VALUES.items():
+            if kind is Sound and values is PITCHES and dimension not in words:
+                continue
+            said = [word for word in words if word in values]
+            if dimension == "count":
+                said = [word for word in said if word != "one" or not {"a", "an"} & set(clause.split())]
+            claims.update(Claim(part, dimension, word) for word in said)
+    right = "is correct" in critique.lower()
+    return Reading(right and not claims, frozenset(claims))
+
+
+def names_exactly(task: Task, critique: str, judgement: Judgement) -> bool:
+    """Whether a critique says all that is wrong, nothing else, and 'right' only of what is right."""
+    reading = read_critique(task, critique)
+    return reading.claims == true_claims(judgement) and reading.right == judgement.ok
+
+
+def phrase(faults: list[Claim], parts: int, rng: np.random.Generator, got: dict[Claim, str] | None = None) -> str:
+    """Claims as one sentence, in varied wording; with `got`, some add what was there instead."""
+    said, before = [], None
+    for claim in faults:
+        text = language.pick(rng, _PHRASES[claim.dimension]).format(claim.value)
+        was = (got or {}).get(claim, UNCLEAR)
+        if was != UNCLEAR and rng.random() < 0.25:
+            text += f", not {was}"
+        if parts > 1 and claim.part is not before:
+            text = _PART[claim.part] + text
+        before = claim.part
+        said.append(text)
+    sentence = " and ".join(said)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+class Annotator:
+    """A person with habits: a share of wrong, vague, and partial critiques (of several faults, only some are named)."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        wrong_share: float = 0.0,
+        vague_share: float = 0.0,
+        partial_share: float = 0.0,
+    ) -> None:
+        self._rng = rng
+        self.wrong_share, self.vague_share, self.partial_share = wrong_share, vague_share, partial_share
+
+    def critique(self, task: Task, answer: Answer, judgement: Judgement) -> str:
+        """What this person says about `answer`."""
+        rng = self._rng
+        if rng.random() < self.wrong_share:
+            return self._wrong(task, judgement)
+        if judgement.ok:
+            return language.pick(rng, RIGHT)
+        if rng.random() < self.vague_share:
+            return language.pick(rng, VAGUE)
+        faults = list(judgement.failed)
+        if len(faults) > 1 and rng.random() < self.partial_share:
+            keep = sorted(rng.choice(len(faults), int(rng.integers(1, len(faults))), replace=False))
+            faults = [faults[at] for at in keep]
+        return self._say(task, faults)
+
+    def _say(self, task: Task, faults: list[Fault]) -> str:
+        claims = [Claim(fault.part, fault.dimension, fault.expected) for fault in faults]
+        got = {claim: fault.got for claim, fault in zip(claims, faults, strict=True)}
+        return phrase(claims, len(task.modalities), self._rng, got)
+
+    def _wrong(self, task: Task, judgement: Judgement) -> str:
+        """Calls a wrong answer right, or asks for something that the prompt does not."""
+        rng = self._rng
+        if not judgement.ok and rng.random() < 0.5:
+            return language.pick(rng, RIGHT)
+        scene: Scene = task.scene
+        dimension = str(rng.choice(list(scene.VALUES)))
+        part = task.modalities[int(rng.integers(len(task.modalities)))]
+        return phrase([Claim(part, dimension, other_value(scene, dimension, rng))], len(task.modalities), rng)
+
+    def label(self, judgement: Judgement) -> bool:
+        """Good or bad, subject to the same share of wrong statements."""
+        return judgement.ok != (self._rng.random() < self.wrong_share)
+
+    def rating(self, judgement: Judgement) -> float:
+        """Share of the dimensions that are as they should be, 0-1."""
+        return 1.0 - len(judgement.failed) / judgement.dimensions
+
+    def refinement(self, task: Task) -> Answer:
+        """How the answer should have been."""
+        return right_answer(task, self._rng)
