@@ -1,0 +1,1 @@
+"""Media files to codec codes and back: image, audio and video."""
