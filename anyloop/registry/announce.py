@@ -1,0 +1,60 @@
+"""What the log says about checkpoints. The newest promotion of a lineage names what should serve."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from anyloop.log import CHECKPOINTS, Event, EventLog
+from protos.anyloop.v1 import events_pb2
+
+State = events_pb2.CheckpointEvent.State
+CANDIDATE = events_pb2.CheckpointEvent.STATE_CANDIDATE
+PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
+REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
+
+
+def announce(
+    log: EventLog,
+    lineage: str,
+    version: str,
+    state: "events_pb2.CheckpointEvent.State | str | int",
+    *,
+    parent: str = "",
+    digest: str = "",
+    reason: str = "",
+    decided_by: str = "",
+    report: Mapping[str, Any] | None = None,
+) -> None:
+    """Durable when it returns. `state` is a value of CheckpointEvent.State or a name ("promoted")."""
+    message = events_pb2.CheckpointEvent(
+        lineage=lineage,
+        version=version,
+        parent=parent,
+        state=State.Value(f"STATE_{state.upper().removeprefix('STATE_')}") if isinstance(state, str) else state,
+        digest=digest,
+        reason=reason,
+        decided_by=decided_by,
+        created_unix_ms=time.time_ns() // 1_000_000,
+        report_json=json.dumps(report) if report else "",
+    )
+    log.append(CHECKPOINTS, Event.wrap(message, key=version, source=f"registry/{decided_by or 'anyloop'}"))
+
+
+def checkpoint_events(
+    log: EventLog, lineage: str | None = None, *, offset: int = 0
+) -> Iterator[tuple[int, events_pb2.CheckpointEvent]]:
+    """The announcements in order, each with its offset. Raises PoisonEvent on one that cannot be read."""
+    for record in log.read(CHECKPOINTS, partition=0, offset=offset):
+        message = record.event.unwrap()
+        if isinstance(message, events_pb2.CheckpointEvent) and lineage in (None, message.lineage):
+            yield record.offset, message
+
+
+def serving_version(log: EventLog, lineage: str) -> str | None:
+    """The newest promoted version, or None before the first promotion."""
+    version = None
+    for _, message in checkpoint_events(log, lineage):
+        if message.state == PROMOTED:
+            version = message.version
+    return version

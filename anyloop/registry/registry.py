@@ -1,0 +1,287 @@
+"""The checkpoint registry: a folder with one sub-folder per version.
+
+A version appears by one rename, so a reader sees all of it or nothing, whenever the writer died. Layout of a version:
+Hugging Face files (`config.json`, `*.safetensors`, tokenizer files) and `manifest.json`. Never pickle.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from anyloop.registry.manifest import MANIFEST, CheckpointError, FileEntry, Manifest
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
+_RETIRED = ".retired"  # empty files named after deleted versions: a version name is never used twice
+_TEMPORARY = ".tmp-"
+_STALE_TEMPORARY_SECONDS = 3600.0
+
+
+class Registry:
+    """Any number of processes may read, publish and prune the same root."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(root)
+        (self._root / _RETIRED).mkdir(parents=True, exist_ok=True)
+
+    def publish(
+        self,
+        lineage: str,
+        write: Callable[[Path], None],
+        *,
+        parent: str,
+        weights_digest: str,
+        offsets: Mapping[str, Mapping[str, int]] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        version: str | None = None,
+    ) -> Manifest:
+        """Lets `write` fill a temporary folder, syncs it and renames it to its version.
+
+        `version` defaults to the next free `{lineage}-{number}`. Raises CheckpointError when the version is taken or
+        the folder does not hold a checkpoint; whatever `write` raises passes through. Either way nothing is left.
+        """
+        base = self.manifest(parent).base if parent and self._exists(parent) else parent
+        temporary = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary.mkdir()
+        try:
+            write(temporary)
+            (temporary / MANIFEST).unlink(missing_ok=True)
+            manifest = Manifest(
+                version="",
+                lineage=_checked(lineage),
+                parent=parent,
+                created_unix_ms=time.time_ns() // 1_000_000,
+                files=_describe_files(temporary),
+                weights_digest=weights_digest,
+                offsets={topic: dict(parts) for topic, parts in (offsets or {}).items()},
+                metrics=dict(metrics or {}),
+                gate=None,
+                base=base,
+            )
+            return self._place(temporary, manifest, version)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def import_base(self, lineage: str, directory: Path) -> Manifest:
+        """Registers a model directory as `{lineage}-000000`, the root of the lineage.
+
+        Idempotent. Raises CheckpointError when the version exists with other weights, or the directory is no
+        checkpoint. Folders inside (codecs) are not part of the checkpoint.
+        """
+        version = f"{_checked(lineage)}-000000"
+        names = sorted(
+            path.name
+            for path in Path(directory).glob("*")
+            if path.is_file() and path.suffix in {".json", ".safetensors", ".txt", ".jinja"} and path.name != MANIFEST
+        )
+        if "config.json" not in names:
+            raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
+
+        def copy(folder: Path) -> None:
+            for name in names:
+                shutil.copyfile(directory / name, folder / name)
+
+        if not self._exists(version):
+            with contextlib.suppress(_VersionTaken):  # by another process that imports the same directory
+                digest = safetensors_digest(Path(directory))
+                return self.publish(lineage, copy, parent="", weights_digest=digest, version=version)
+        manifest = self.verify(version)
+        for name in names:
+            if manifest.files.get(name, {}).get("sha256") != _sha256(Path(directory) / name):
+                raise CheckpointError(
+                    f"{version} was imported from another model: {name} differs in {directory}. "
+                    "Serve the model it was imported from, or start with an empty registry"
+                )
+        return manifest
+
+    def versions(self, lineage: str) -> list[str]:
+        """Oldest first."""
+        manifests = [self.manifest(entry.name) for entry in self._root.iterdir() if self._exists(entry.name)]
+        ours = [manifest for manifest in manifests if manifest.lineage == lineage]
+        return [manifest.version for manifest in sorted(ours, key=lambda m: (m.created_unix_ms, m.version))]
+
+    def path(self, version: str) -> Path:
+        """Raises CheckpointError when there is no such version."""
+        if not self._exists(version):
+            raise CheckpointError(f"no version {version[:128]!r} in the registry")
+        return self._root / version
+
+    def manifest(self, version: str) -> Manifest:
+        """Raises CheckpointError."""
+        path = self.path(version) / MANIFEST
+        try:
+            manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{version}: {MANIFEST} cannot be read: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{version}: {error}") from error
+        if manifest.version != version:
+            raise CheckpointError(f"{version}: {MANIFEST} is that of {manifest.version!r}")
+        return manifest
+
+    def verify(self, version: str) -> Manifest:
+        """Hashes every file again. Raises CheckpointError: missing, truncated, changed, or not in the manifest."""
+        manifest = self.manifest(version)
+        folder = self.path(version)
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if path.is_symlink() or not path.is_file():
+                raise CheckpointError(f"{version}: {name} is missing")
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{version}: {name} has {size} bytes, not {entry['bytes']}")
+            if _sha256(path) != entry["sha256"]:
+                raise CheckpointError(f"{version}: {name} does not have the SHA-256 of the manifest")
+        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+        extra = sorted(present - manifest.files.keys() - {MANIFEST})
+        if extra:
+            raise CheckpointError(f"{version}: {extra[0]} is not in the manifest")
+        return manifest
+
+    def record_gate(self, version: str, decision: Mapping[str, Any]) -> Manifest:
+        """Writes the gate's decision into the manifest, atomically."""
+        manifest = dataclasses.replace(self.manifest(version), gate=dict(decision))
+        # Outside the version's folder, so that a concurrent verify never sees a stray file.
+        temporary = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary.write_text(manifest.to_json(), encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(self.path(version) / MANIFEST)
+        _sync(self.path(version))
+        return manifest
+
+    def delete(self, version: str) -> None:
+        """The name stays used. Raises CheckpointError when there is no such version."""
+        folder = self.path(version)
+        (self._root / _RETIRED / version).touch()
+        # One rename makes it invisible; the slow removal is then nobody's concern.
+        hidden = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def prune(self, lineage: str, keep: int, protect: set[str]) -> list[str]:
+        """Deletes all but the newest `keep` versions, the protected ones and the base; returns what it deleted.
+
+        Also removes what publishers that died have left.
+        """
+        if keep < 0:
+            raise ValueError("keep must be 0 or more")
+        versions = self.versions(lineage)
+        kept = set(versions[len(versions) - keep :]) | protect | {f"{lineage}-000000"}
+        doomed = [version for version in versions if version not in kept]
+        for version in doomed:
+            self.delete(version)
+        for entry in self._root.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime < _STALE_TEMPORARY_SECONDS:
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+        return doomed
+
+    def _place(self, temporary: Path, manifest: Manifest, version: str | None) -> Manifest:
+        while True:
+            name = _checked(version) if version else self._next_version(manifest.lineage)
+            if self._taken(name):
+                raise _VersionTaken(f"version {name} exists already, or existed once")
+            named = dataclasses.replace(manifest, version=name, base=manifest.base or name)
+            (temporary / MANIFEST).write_text(named.to_json(), encoding="utf-8")
+            _sync_tree(temporary)
+            try:
+                temporary.rename(self._root / name)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if version:
+                    raise _VersionTaken(f"version {name} exists already") from error
+                continue  # another publisher took the number
+            _sync(self._root)
+            return named
+
+    def _exists(self, version: str) -> bool:
+        return bool(_VERSION.fullmatch(version)) and (self._root / version / MANIFEST).is_file()
+
+    def _taken(self, version: str) -> bool:
+        return (self._root / version).exists() or (self._root / _RETIRED / version).exists()
+
+    def _next_version(self, lineage: str) -> str:
+        pattern = re.compile(re.escape(lineage) + r"-(\d{6,})")
+        names = [entry.name for folder in (self._root, self._root / _RETIRED) for entry in folder.iterdir()]
+        numbers = [int(match.group(1)) for match in map(pattern.fullmatch, names) if match]
+        return f"{lineage}-{max(numbers, default=0) + 1:06d}"  # 0 is the base's
+
+
+class _VersionTaken(CheckpointError):
+    pass
+
+
+def safetensors_digest(directory: Path) -> str:
+    """`weights_digest` over all tensors of the directory's safetensors files, as fp32. Raises CheckpointError."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from anyloop.models.digest import weights_digest
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            loaded = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from error
+        tensors |= {name: tensor.float() for name, tensor in loaded.items()}
+    if not tensors:
+        raise CheckpointError(f"{directory} holds no safetensors file")
+    return weights_digest(tensors)
+
+
+def _checked(name: str) -> str:
+    if not _VERSION.fullmatch(name):
+        raise CheckpointError(f"{name[:128]!r} is not a name: letters, digits, dot, dash and underscore, up to 128")
+    return name
+
+
+def _describe_files(folder: Path) -> dict[str, FileEntry]:
+    files: dict[str, FileEntry] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{name} is not a regular file")
+        if path.suffix in _PICKLES:
+            raise CheckpointError(f"{name}: a checkpoint holds safetensors, never pickles")
+        if path.is_file():
+            files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    if "config.json" not in files:
+        raise CheckpointError("the checkpoint has no config.json")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise CheckpointError("the checkpoint has no safetensors file")
+    return files
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

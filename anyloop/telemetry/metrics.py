@@ -1,0 +1,83 @@
+"""The Prometheus metrics of all processes, each created once. Names follow vLLM where it has one, prefixed `anyloop_`.
+
+Counters are named without `_total`, which the client library appends. Times are in seconds.
+"""
+
+import threading
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+# From one decode step of a tiny model to a slow video.
+_LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+_TOKEN_LATENCY = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_STALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_PHASE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+_LOOP = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
+
+# Serving
+NUM_REQUESTS_RUNNING = Gauge("anyloop_num_requests_running", "Requests being decoded", ["model_name"])
+NUM_REQUESTS_WAITING = Gauge("anyloop_num_requests_waiting", "Requests waiting for a slot", ["model_name"])
+TIME_TO_FIRST_TOKEN = Histogram(
+    "anyloop_time_to_first_token_seconds", "From admission to the first token", ["model_name"], buckets=_LATENCY
+)
+INTER_TOKEN_LATENCY = Histogram(
+    "anyloop_inter_token_latency_seconds", "Between two tokens of a response", ["model_name"], buckets=_TOKEN_LATENCY
+)
+E2E_REQUEST_LATENCY = Histogram(
+    "anyloop_e2e_request_latency_seconds", "From admission to the end of a response", ["model_name"], buckets=_LATENCY
+)
+PROMPT_TOKENS = Counter("anyloop_prompt_tokens", "Prompt tokens processed", ["model_name"])
+GENERATION_TOKENS = Counter("anyloop_generation_tokens", "Tokens generated", ["model_name"])
+REQUEST_SUCCESS = Counter(
+    "anyloop_request_success", "Responses that ended, by reason (stop, length)", ["model_name", "finished_reason"]
+)
+
+# Swap
+SWAP_STALL = Histogram(
+    "anyloop_swap_stall_seconds", "How long no decode step ran because of a swap", ["model_name"], buckets=_STALL
+)
+SWAP_FAILURES = Counter("anyloop_swap_failures", "Swaps refused; the old weights went on serving", ["model_name"])
+POLICY_VERSION_INFO = Gauge("anyloop_policy_version_info", "1 for the version that serves", ["model_name", "version"])
+
+# Loop
+FEEDBACK_EVENTS = Counter("anyloop_feedback_events", "Feedback accepted, by what it carries", ["kind"])
+FEEDBACK_TO_SERVING = Histogram(
+    "anyloop_feedback_to_serving_seconds",
+    "From a feedback event to weights in service that learned from it",
+    buckets=_LOOP,
+)
+TRAINER_STEP = Histogram("anyloop_trainer_step_seconds", "Time of a phase of a round", ["phase"], buckets=_PHASE)
+GATE_DECISIONS = Counter("anyloop_gate_decisions", "Candidates decided, by outcome (promoted, rejected)", ["outcome"])
+
+# Log
+LOG_LAG = Gauge("anyloop_log_lag", "Records not yet committed by a consumer group", ["group", "topic"])
+LOG_SPOOL_BYTES = Gauge("anyloop_log_spool_bytes", "Bytes in the local outbox that the log has not acknowledged")
+DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
+
+_version_lock = threading.Lock()
+_versions: dict[str, str] = {}
+
+
+def set_policy_version(model_name: str, version: str) -> None:
+    """Makes `version` the only one that `anyloop_policy_version_info` shows for the model."""
+    with _version_lock:
+        previous = _versions.get(model_name)
+        if previous is not None and previous != version:
+            POLICY_VERSION_INFO.remove(model_name, previous)
+        POLICY_VERSION_INFO.labels(model_name, version).set(1)
+        _versions[model_name] = version
+
+
+def start_metrics_server(port: int, bind: str = "127.0.0.1") -> Callable[[], None]:
+    """Serves `/metrics` on a thread; port 0 serves nothing. Returns what stops it. Raises OSError on a taken port."""
+    if port == 0:
+        return lambda: None
+    server, thread = start_http_server(port, addr=bind)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
