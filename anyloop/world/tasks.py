@@ -107,19 +107,26 @@ def render(scene: Scene, rng: np.random.Generator, jitter: float = 0.0) -> Media
     return render_clip(scene, rng, jitter)
 
 
-def sample(subtask: str, split: Split, rng: np.random.Generator) -> Task:
-    """A random task of `subtask` whose answer is a combination of `split`."""
+def sample(subtask: str, split: Split, rng: np.random.Generator, with_media: bool = True) -> Task:
+    """A random task of `subtask` whose answer is a combination of `split`.
+
+    `with_media=False` leaves `media` empty, for callers that only need the words and the scenes.
+    """
     scene = sample_scene(_KIND[subtask], split, rng)
     if subtask in ("T2I", "T2A", "T2V"):
         return Task(subtask, language.ask(subtask, scene, rng), scene)
     if subtask in ("TI2T", "TA2T", "TV2T"):
-        return Task(subtask, language.ask(subtask, scene, rng), scene, media=((MEDIUM_OF[type(scene)], render(scene, rng)),))
+        return Task(subtask, language.ask(subtask, scene, rng), scene, media=_input(scene, rng, with_media))
     if subtask == "TI2TI":
         source, edits = _before(scene, rng, 1)
-        return Task(subtask, edits, scene, source, ((Modality.IMAGE, render(source, rng)),))
+        return Task(subtask, edits, scene, source, _input(source, rng, with_media))
     source, edits = _before(scene, rng, 2)
     assert isinstance(source, Things)
     return Task(subtask, language.story(source, edits, rng), scene, source)
+
+
+def _input(scene: Scene, rng: np.random.Generator, with_media: bool) -> tuple[tuple[Modality, Media], ...]:
+    return ((MEDIUM_OF[type(scene)], render(scene, rng)),) if with_media else ()
 
 
 def _before(scene: Scene, rng: np.random.Generator, most: int) -> tuple[Scene, str]:
