@@ -1,0 +1,92 @@
+"""Files of the local outbox: frames of one event each, appended and synced, read back whatever cut them short."""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from anyloop.log.errors import LogError, PoisonEvent
+from anyloop.log.events import Event
+
+SUFFIX = ".segment"
+_FRAME = struct.Struct("<II")  # bytes that follow, their CRC-32
+_HEADER = struct.Struct("<I")  # bytes of the JSON header; the rest is the event's data
+
+
+class SegmentCorrupted(LogError):
+    """Bytes that were acknowledged have changed on disk."""
+
+
+def encode(topic: str, event: Event) -> bytes:
+    header = json.dumps({"topic": topic, "key": event.key, "attributes": event.attributes()}).encode()
+    body = _HEADER.pack(len(header)) + header + event.data
+    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def frames(path: Path, offset: int, end: int | None = None) -> Iterator[tuple[int, str, Event]]:
+    """Yields (offset behind the frame, topic, event) from `offset` up to `end` or the end of the file.
+
+    A last frame that is cut short ends the iteration: its writer died before it could acknowledge it. Raises
+    SegmentCorrupted where a whole frame does not have its checksum.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        while end is None or offset < end:
+            head = file.read(_FRAME.size)
+            if len(head) < _FRAME.size:
+                return
+            length, checksum = _FRAME.unpack(head)
+            body = file.read(length)
+            if len(body) < length:
+                return
+            if zlib.crc32(body) != checksum:
+                raise SegmentCorrupted(f"{path.name}: the frame at byte {offset} does not have its checksum")
+            offset += _FRAME.size + length
+            yield (offset, *_decode(path, body))
+
+
+def _decode(path: Path, body: bytes) -> tuple[str, Event]:
+    try:
+        (length,) = _HEADER.unpack_from(body)
+        header = json.loads(body[_HEADER.size : _HEADER.size + length])
+        data = body[_HEADER.size + length :]
+        return header["topic"], Event.from_attributes(header["attributes"], key=header["key"], data=data)
+    except (struct.error, ValueError, KeyError, TypeError, PoisonEvent) as error:
+        raise SegmentCorrupted(f"{path.name} holds a frame that is no event: {error}") from error
+
+
+class SegmentWriter:
+    """Appends whole frames to a new file. Not thread-safe but for `sync`, which may run beside `write`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        sync_directory(path.parent)
+
+    def write(self, frame: bytes) -> None:
+        """All of the frame or, when it raises OSError, none of it."""
+        try:
+            written = 0
+            while written < len(frame):
+                written += os.write(self._descriptor, memoryview(frame)[written:])
+        except OSError:
+            os.ftruncate(self._descriptor, self.size)
+            raise
+        self.size += len(frame)
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
