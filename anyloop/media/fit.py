@@ -1,7 +1,7 @@
 """Between files as people send and see them and the arrays that a codec takes and gives.
 
-In: any image, sound or video is brought to the codec's shape. Out: pixels four times larger (nearest), so that a picture
-of 64 pixels can be looked at; sounds as they are.
+In: any image, sound or video is brought to the codec's shape. Out: pixels four times larger (nearest), so that a
+picture of 64 pixels can be looked at; sounds as they are.
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,8 @@ def fit_video(frames: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def fit_audio(samples: np.ndarray, rate: int, length: int, codec_rate: int) -> np.ndarray:
     """float32 `[time]` at `rate` to `length` samples at `codec_rate`: resampled, then cut or filled with silence."""
     if rate != codec_rate:
-        needed = (
-            (length + codec_rate // 10) * rate // codec_rate
-        )  # a tenth of a second past the cut keeps its edge clean
+        # A tenth of a second past the cut keeps its edge clean.
+        needed = (length + codec_rate // 10) * rate // codec_rate
         samples = _resample(samples[:needed], rate, codec_rate)
     fitted = np.zeros(length, dtype=np.float32)
     kept = min(length, len(samples))

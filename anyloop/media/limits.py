@@ -36,5 +36,6 @@ class MediaLimits:
             raise MediaError(f"the {modality} file is empty")
         if len(data) > self.max_bytes(modality):
             raise MediaError(
-                f"the {modality} file has {len(data)} bytes; the limit is {self.max_bytes(modality)}: send a smaller one"
+                f"the {modality} file has {len(data)} bytes; the limit is {self.max_bytes(modality)}: "
+                "send a smaller one"
             )

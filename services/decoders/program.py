@@ -1,4 +1,4 @@
-"""One codec as a model program: arrays to codes and back. Triton's decoder models and the in-process host run this class."""
+"""One codec as a model program: arrays to codes and back, in Triton's decoder models and in the in-process host."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ class DecoderProgram:
         self._codec = PatchVQ.from_pretrained(str(codec_dir)).eval()
         self._digest = weights_digest(self._codec.state_dict())
 
-    def call(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
         operation = request.get("op")
         if operation == "encode":
             return {"codes": self.encode(self._array(request.get("data")))}
