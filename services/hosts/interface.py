@@ -5,7 +5,7 @@ Two exist: Triton (`triton_host`) and threads of this process (`inprocess_host`)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 MODELS = ("policy", "critique", "decoder_image", "decoder_audio", "decoder_video")
@@ -41,14 +41,21 @@ class ModelHost(Protocol):
 
     def stream(
         self, model: str, request: dict[str, Any], *, timeout: float | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The answers to one request, as they are produced. Closing the iterator cancels the request in the model.
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The answers to one request, as they are produced. Closing the generator (`aclose`) cancels the request.
 
-        `timeout` is in seconds for the whole stream; when it passes the request is cancelled and DEADLINE_EXCEEDED raised.
+        `timeout` is in seconds, for the whole stream: when it passes, the request is cancelled and HostError
+        DEADLINE_EXCEEDED raised.
         """
         ...
 
-    async def call(self, model: str, request: dict[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+    async def call(
+        self,
+        model: str,
+        request: dict[str, Any],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
         """The one answer to a request that does not stream."""
         ...
 

@@ -1,0 +1,204 @@
+"""Starts the Triton binary of the `nvidia-pytriton` wheel on a model repository, and stops it cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.hosts.interface import MODELS
+
+_ROOT = Path(__file__).resolve().parents[2]
+_LOG_TAIL = 4000  # characters of the server's log that an error shows
+
+
+class TritonError(RuntimeError):
+    """Triton cannot be started, or has stopped; the message holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class TritonPorts:
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+
+def wheel_directory() -> Path:
+    """The `tritonserver` folder inside the wheel. Raises TritonError when it is not installed."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise TritonError(
+            "the Triton binary is not installed: `pip install 'anyloop[triton]'`, or set ANYLOOP_HOST=inprocess"
+        )
+    return Path(spec.origin).parent / "tritonserver"
+
+
+def build_backend_directory(directory: Path) -> Path:
+    """Lays out the Python backend as Triton looks for it, with the stub of the running Python version."""
+    wheel = wheel_directory()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
+        raise TritonError(f"the Triton wheel has no stub for Python {version}, only for {known}")
+    backend = directory / "python"
+    backend.mkdir(parents=True, exist_ok=True)
+    for source in [*(p for p in (wheel / "backends" / "python").iterdir() if p.is_file()), stub]:
+        target = backend / source.name
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copy2(source, target)
+    return directory
+
+
+def server_environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of the server and its model processes; `settings` are added to the caller's own."""
+    site = sysconfig.get_paths()["purelib"]
+    environment = {**os.environ, **(settings or {})}
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(Path(site) / "nvidia_pytriton.libs")]
+    # Without LIBDIR the stub picks the system's libpython of another patch version and breaks in odd ways.
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [*libraries, environment.get("LD_LIBRARY_PATH")]))
+    # The repository first: its packages may not be installed.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), site, environment.get("PYTHONPATH")]))
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment
+
+
+def server_command(
+    repository: Path, backends: Path, ports: TritonPorts, address: str, models: Sequence[str]
+) -> list[str]:
+    command = [
+        str(wheel_directory() / "bin" / "tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",  # or every model.py is loaded twice
+        f"--http-address={address}",
+        f"--grpc-address={address}",
+        f"--metrics-address={address}",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        "--exit-timeout-secs=10",
+    ]
+    return command + [f"--load-model={model}" for model in models]
+
+
+class TritonServer:
+    """One server process. `start`, wait until `ready`, `stop`; as a context manager it does all three."""
+
+    def __init__(
+        self,
+        directory: Path,
+        models: Sequence[str] = MODELS,
+        ports: TritonPorts = TritonPorts(),
+        address: str = "127.0.0.1",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`directory` is the server's own: repository, backend folder and log go there."""
+        self._directory = directory
+        self._models = tuple(models)
+        self._ports = ports
+        self._address = address
+        self._settings = dict(settings or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log_path = directory / "triton.log"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self._address}:{self._ports.grpc}"
+
+    def start(self) -> None:
+        from services.triton.repository import build_repository
+
+        repository = build_repository(self._directory / "models", self._models)
+        backends = build_backend_directory(self._directory / "backends")
+        command = server_command(repository, backends, self._ports, self._address, self._models)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=server_environment(self._settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the launcher, which stops the server in order
+            )
+
+    def ready(self) -> bool:
+        """True when the server and all its models are ready. Raises TritonError when it has died."""
+        self._raise_if_dead()
+        paths = ["v2/health/ready", *(f"v2/models/{model}/ready" for model in self._models)]
+        return all(self._answers(path) for path in paths)
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Raises TritonError when the server dies or takes longer than `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while not self.ready():
+            if time.monotonic() > until:
+                raise TritonError(
+                    f"Triton was not ready within {timeout:.0f} s. The end of its log:\n{self.log_tail()}"
+                )
+            time.sleep(0.1)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The server's exit status. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """Asks the server to end its requests and exit; kills it and its model processes when it does not."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived their server, too
+            process.wait()
+
+    def log_tail(self) -> str:
+        return self.log_path.read_text(errors="replace")[-_LOG_TAIL:] if self.log_path.exists() else ""
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _raise_if_dead(self) -> None:
+        if self._process is None:
+            raise TritonError("Triton has not been started")
+        status = self._process.poll()
+        if status is not None:
+            raise TritonError(f"Triton exited with status {status}. The end of its log:\n{self.log_tail()}")
+
+    def _answers(self, path: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._address}:{self._ports.http}/{path}", timeout=2.0) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False

@@ -1,0 +1,104 @@
+"""What runs inside Triton's Python backend: a program of this repository behind Triton's request and response calls.
+
+Only Triton can import this module: `triton_python_backend_utils` exists in its stub processes alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from anyloop.config import Settings
+from services.hosts.interface import HostError
+from services.hosts.payload import pack, unpack
+from services.hosts.program import Cancel, Program, open_program
+from services.hosts.triton_host import PAYLOAD
+
+CANCEL_POLL_SECONDS = 0.02
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        torch.set_num_threads(1)  # two threads of one process fight for the cores that the others need
+        logging.basicConfig(level=logging.INFO, format=f"{args['model_name']}: %(levelname)s %(message)s")
+        name = json.loads(args["model_config"])["name"]
+        self._program: Program = open_program(name, Settings())
+        self._open: dict[_Answer, Cancel] = {}
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._poller = threading.Thread(target=self._poll_cancelled, name="cancel-poller", daemon=True)
+        self._poller.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Starts every request; answers go out through the response senders, from the program's threads."""
+        for request in requests:
+            answer = _Answer(request.get_response_sender())
+            try:
+                tensor = pb_utils.get_input_tensor_by_name(request, PAYLOAD)
+                cancel = self._program.submit(unpack(tensor.as_numpy().tobytes()), answer.send)
+            except ValueError as error:
+                answer.send(HostError("INVALID_ARGUMENT", str(error)).to_payload(), True)
+            except Exception as error:
+                log.exception("a request could not be started")
+                answer.send(HostError("INTERNAL", repr(error)).to_payload(), True)
+            else:
+                self._open[answer] = cancel
+                self._wake.set()
+
+    def finalize(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._program.close()
+        self._poller.join(5.0)
+        for answer in list(self._open):
+            answer.send(HostError("UNAVAILABLE", "the model is being unloaded").to_payload(), True)
+
+    def _poll_cancelled(self) -> None:
+        """Triton does not tell a model that a client has gone: it must be asked, and not on the engine's thread."""
+        while not self._stopping.is_set():
+            if not self._open:
+                self._wake.wait()
+                self._wake.clear()
+            for answer, cancel in list(self._open.items()):
+                if answer.ended:
+                    del self._open[answer]
+                elif answer.cancelled():
+                    del self._open[answer]
+                    cancel()
+            self._stopping.wait(CANCEL_POLL_SECONDS)
+
+
+class _Answer:
+    """The response sender of one request; sends its final flag once, whatever happens to the payload."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._lock = threading.Lock()
+        self.ended = False
+
+    def send(self, payload: dict[str, Any], final: bool) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = final
+            try:
+                tensor = pb_utils.Tensor(PAYLOAD, np.frombuffer(pack(payload), dtype=np.uint8))
+                self._sender.send(pb_utils.InferenceResponse([tensor]), flags=_FINAL if final else 0)
+            except Exception:
+                # A request without its final flag would pin this instance for ever.
+                self.ended = True
+                self._sender.send(flags=_FINAL)
+                raise
+
+    def cancelled(self) -> bool:
+        with self._lock:
+            return not self.ended and bool(self._sender.is_cancelled())

@@ -1,0 +1,46 @@
+"""Writes the Triton model repository: one folder per model, each a thin wrapper around a program of this repository.
+
+Five models, five stub processes. Policy and critique want a core each and their own failure domain; the three codecs
+are apart because a replica may serve any subset of them. Nothing in the repository names a machine: models read
+`ANYLOOP_*` settings and import `services` and `anyloop` from `PYTHONPATH`, so it runs in NVIDIA's image as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.hosts.interface import MODELS
+from services.hosts.triton_host import PAYLOAD
+
+MODEL_PY = '''"""Triton loads this file; the model itself is `services.triton.model`."""
+
+from services.triton.model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+def model_config(model: str) -> str:
+    """The `config.pbtxt` of one model. Raises ValueError for a name that is no model of ours."""
+    if model not in MODELS:
+        raise ValueError(f"no such model: {model}; the models are {', '.join(MODELS)}")
+    # Decoupled: any number of answers per request. Batching is the engine's own, so Triton's stays off.
+    return f"""name: "{model}"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy {{ decoupled: true }}
+input [ {{ name: "{PAYLOAD}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+output [ {{ name: "{PAYLOAD}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+"""
+
+
+def build_repository(directory: Path, models: Sequence[str] = MODELS) -> Path:
+    """Writes (or rewrites) the repository at `directory` and returns it."""
+    for model in models:
+        version = directory / model / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        (directory / model / "config.pbtxt").write_text(model_config(model))
+        (version / "model.py").write_text(MODEL_PY)
+    return directory
