@@ -1,0 +1,22 @@
+"""`python -m services.gateway`."""
+
+import asyncio
+import sys
+
+from anyloop.config import Settings
+from anyloop.telemetry.logs import configure
+from services.gateway.keys import KeysFileError
+from services.gateway.server import serve
+
+
+def main() -> None:
+    settings = Settings()
+    configure("gateway", settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except (KeysFileError, OSError, RuntimeError) as error:  # grpc raises RuntimeError on a taken port
+        sys.exit(f"gateway: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What the gateway does, without a transport: admit, resolve media, ask the policy service, take feedback, report."""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from anyloop.config import Settings
+from anyloop.log import CRITIQUES, FEEDBACK, RESPONSES, EventLog, LogError
+from anyloop.media.store import MediaStore
+from anyloop.registry.announce import serving_version
+from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
+from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
+from services.gateway.feedback import NAME, FeedbackDesk
+from services.gateway.follower import ResponseFollower
+from services.gateway.keys import Caller, KeyRing, Role
+from services.gateway.ledger import Ledger
+from services.gateway.media import MediaDesk
+from services.gateway.schemas import MODEL_NAME
+
+logger = logging.getLogger(__name__)
+ALIASES = frozenset({MODEL_NAME, "policy", "tiny-omni"})  # all mean: the version that serves
+_STATUS_TIMEOUT_S = 0.5
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    # A replica that restarts is back in seconds; gRPC's default waits up to two minutes before it looks again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class DataPlane:
+    """One per process; lives in one event loop. `close` releases what it opened, not the log."""
+
+    def __init__(self, settings: Settings, log: EventLog, store: MediaStore, keys: KeyRing) -> None:
+        self.settings, self.keys, self._log = settings, keys, log
+        self.media = MediaDesk(store, settings)
+        self.ledger = Ledger(settings.home / "gateway" / "ledger.db")
+        self.feedback = FeedbackDesk(log, self.ledger, self.media)
+        self._follower = ResponseFollower(log, self.ledger)
+        self._policy_channel = grpc.aio.insecure_channel(settings.policy_target, options=_CHANNEL_OPTIONS)
+        self._policy = policy_pb2_grpc.PolicyServiceStub(self._policy_channel)
+        self._control_channels = {
+            "policy": grpc.aio.insecure_channel(settings.policy_control_target, options=_CHANNEL_OPTIONS),
+            "critique": grpc.aio.insecure_channel(settings.critique_control_target, options=_CHANNEL_OPTIONS),
+        }
+        self._started = time.monotonic()
+        self.running = 0
+        self.draining = False
+
+    def start(self) -> None:
+        self._follower.start()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._follower.close)
+        for channel in (self._policy_channel, *self._control_channels.values()):
+            await channel.close()
+        self.ledger.close()
+
+    def admit(self, caller: Caller, role: Role) -> None:
+        """Raises GatewayError: 503 draining, 403 without the role, 429 over its quota."""
+        if self.draining:
+            raise unavailable("this gateway is shutting down; another one takes the request")
+        self.keys.require(caller, role)
+
+    def pinned_version(self, model: str) -> str:
+        """The version that a model name pins, "" for the serving one. Raises GatewayError (404)."""
+        if model in ALIASES:
+            return ""
+        if model.startswith("policy-"):
+            return model
+        raise not_found(f"no model {model!r} is served; GET /v1/models lists them", "model_not_found", "model")
+
+    async def prepare(self, request: policy_pb2.GenerateRequest, caller: Caller) -> policy_pb2.GenerateRequest:
+        """The request as the policy service may see it: checked, media stored, principal set. Raises GatewayError."""
+        stranger = unknown_fields(request)
+        if stranger:
+            raise invalid(f"unknown field {stranger}; this gateway speaks an older or another anyloop.v1", stranger)
+        prepared = policy_pb2.GenerateRequest()
+        prepared.CopyFrom(request)
+        prepared.principal = caller.principal
+        if (request.prompt_token_ids or request.tokens_only) and not caller.may(Role.OPERATE):
+            raise GatewayError(
+                Status.PERMISSION_DENIED, "token prompts need the role 'operate'; send messages", "missing_role"
+            )
+        if not request.messages and not request.prompt_token_ids:
+            raise invalid("a request needs at least one message", "messages")
+        for name in ("response_id", "conversation_id"):
+            if getattr(request, name) and not NAME.fullmatch(getattr(request, name)):
+                raise invalid(f"'{name}' is not an id: 1-128 letters, digits and _ . : -", name)
+        if request.response_id and self.ledger.conversation_of(request.response_id) is not None:
+            raise GatewayError(
+                Status.ALREADY_EXISTS, "this response_id is taken; leave it out and one is made", "response_id_taken"
+            )
+        prepared.response_id = request.response_id or new_response_id()
+        prepared.conversation_id = request.conversation_id or prepared.response_id
+        for index, message in enumerate(prepared.messages):
+            if message.role == types_pb2.ROLE_UNSPECIFIED:
+                raise invalid("a message needs a role", f"messages[{index}].role")
+            if not message.parts:
+                raise invalid("a message needs content", f"messages[{index}].content")
+            parts = await self.media.resolve(list(message.parts), f"messages[{index}].content")
+            del message.parts[:]
+            message.parts.extend(parts)
+        return prepared
+
+    async def stream(
+        self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
+        """The events of one answer. Closing the iterator cancels the request all the way down. Raises GatewayError."""
+        limit = self.settings.request_timeout_s
+        call = self._policy.Generate(prepared, timeout=min(limit, timeout_s) if timeout_s is not None else limit)
+        self.running += 1
+        try:
+            async for event in call:
+                if event.WhichOneof("event") == "started" and not prepared.unlogged:
+                    row = (prepared.response_id, prepared.conversation_id)
+                    await asyncio.to_thread(self.ledger.add_responses, [row])
+                yield event
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (Status.INTERNAL, Status.UNKNOWN, Status.DATA_LOSS):
+                logger.error("policy service failed: %s", error.details(), extra={"response_id": prepared.response_id})
+            raise from_rpc(error) from error
+        finally:
+            self.running -= 1
+            call.cancel()
+
+    async def submit_feedback(
+        self, request: feedback_pb2.SubmitFeedbackRequest, caller: Caller
+    ) -> feedback_pb2.SubmitFeedbackResponse:
+        self.admit(caller, Role.FEEDBACK)
+        return await self.feedback.submit(request, caller)
+
+    async def models(self) -> list[str]:
+        """What may stand in `model`: the serving one's name, then the versions resident in the policy replica."""
+        replica = await self._replica("policy")
+        versions = [weights.version for weights in replica.weights] if replica else []
+        return [MODEL_NAME, *dict.fromkeys(versions)]
+
+    async def loop_status(self) -> dict[str, Any]:
+        """The loop at a glance: what serves, what was promoted, how much the log holds."""
+        policy, critique, log = await asyncio.gather(
+            self._replica("policy"), self._replica("critique"), asyncio.to_thread(self._log_status)
+        )
+        return {
+            "policy": _replica_status(policy),
+            "critique": _replica_status(critique),
+            **log,
+            "gateway": {
+                "requests_running": self.running,
+                "draining": self.draining,
+                "uptime_seconds": round(time.monotonic() - self._started, 1),
+            },
+        }
+
+    async def problems(self) -> list[str]:
+        """Why this gateway is not ready; empty when it is."""
+        found = ["shutting down"] if self.draining else []
+        if self._follower.failure:
+            found.append(self._follower.failure)
+        try:
+            await asyncio.to_thread(self._log.end_offsets, FEEDBACK)
+        except LogError as error:
+            found.append(f"log: {error}")
+        health = health_pb2_grpc.HealthStub(self._policy_channel)
+        try:
+            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=_STATUS_TIMEOUT_S)
+            if reply.status != health_pb2.HealthCheckResponse.SERVING:
+                found.append("policy service: not serving")
+        except grpc.aio.AioRpcError as error:
+            found.append(f"policy service: {error.code().name.lower()}")
+        return found
+
+    def _log_status(self) -> dict[str, Any]:
+        try:
+            counts = {
+                name: sum(self._log.end_offsets(topic).values())
+                for name, topic in (("responses", RESPONSES), ("feedback", FEEDBACK), ("critiques", CRITIQUES))
+            }
+            promoted = {lineage: serving_version(self._log, lineage) for lineage in ("policy", "critique")}
+        except LogError as error:
+            return {"log": {"error": str(error)}, "promoted": {}}
+        return {"log": counts, "promoted": promoted}
+
+    async def _replica(self, lineage: str) -> control_pb2.ReplicaStatus | None:
+        stub = control_pb2_grpc.ControlServiceStub(self._control_channels[lineage])
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            status: control_pb2.ReplicaStatus = await stub.GetStatus(
+                control_pb2.GetStatusRequest(), timeout=_STATUS_TIMEOUT_S
+            )
+            return status
+        return None
+
+
+def new_response_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def _replica_status(status: control_pb2.ReplicaStatus | None) -> dict[str, Any]:
+    if status is None:
+        return {"reachable": False}
+    return {"reachable": True, **MessageToDict(status, preserving_proto_field_name=True)}

@@ -1,0 +1,1 @@
+"""REST routes: thin converters over the data plane, one file per resource."""

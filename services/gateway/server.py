@@ -1,0 +1,66 @@
+"""One gateway process: REST and edge gRPC over one data plane, from start to drained stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+
+import uvicorn
+
+from anyloop.config import Settings
+from anyloop.log import open_log
+from anyloop.media.store import MediaStore
+from anyloop.telemetry.metrics import start_metrics_server
+from services.gateway.app import create_app
+from services.gateway.dataplane import DataPlane
+from services.gateway.edge import EdgeServer
+from services.gateway.keys import KeyRing
+
+logger = logging.getLogger(__name__)
+_DRAIN_S = 10.0  # running answers may end; `anyloop up` waits 15 seconds before it kills
+
+
+class RestServer(uvicorn.Server):
+    """Signals belong to `serve`, which also has the gRPC server to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
+    """Runs until SIGTERM, SIGINT or `stop`; then drains. Raises KeysFileError, or OSError on a taken port."""
+    stopping = stop or asyncio.Event()
+    keys = KeyRing.load(settings.keys_file)
+    with open_log(settings.effective_log_url) as log, contextlib.ExitStack() as cleanup:
+        cleanup.callback(start_metrics_server(settings.metrics_port, settings.bind))
+        plane = DataPlane(settings, log, MediaStore(settings.effective_media_url), keys)
+        edge = EdgeServer(plane, f"{settings.bind}:{settings.edge_grpc_port}")
+        rest = RestServer(
+            uvicorn.Config(
+                create_app(plane),
+                host=settings.bind,
+                port=settings.gateway_port,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=int(_DRAIN_S),
+                lifespan="off",
+            )
+        )
+        if stop is None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        plane.start()
+        await edge.start()
+        serving = asyncio.create_task(rest.serve())
+        logger.info("gateway serves", extra={"rest": settings.gateway_port, "grpc": edge.port})
+        waiting = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        plane.draining = True
+        await edge.drain()
+        rest.should_exit = True
+        await asyncio.gather(edge.stop(_DRAIN_S), serving)
+        await plane.close()
+        logger.info("gateway stopped")
