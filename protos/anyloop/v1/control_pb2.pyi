@@ -35,20 +35,24 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("model_name", "serving_version", "weights", "requests_running", "requests_waiting", "draining")
+    __slots__ = ("model_name", "serving_version", "weights", "requests_running", "requests_waiting", "draining", "wanted_version", "swap_failure")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    WANTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FAILURE_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     serving_version: str
     weights: _containers.RepeatedCompositeFieldContainer[WeightsInfo]
     requests_running: int
     requests_waiting: int
     draining: bool
-    def __init__(self, model_name: _Optional[str] = ..., serving_version: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[WeightsInfo, _Mapping]]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    wanted_version: str
+    swap_failure: str
+    def __init__(self, model_name: _Optional[str] = ..., serving_version: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[WeightsInfo, _Mapping]]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., draining: _Optional[bool] = ..., wanted_version: _Optional[str] = ..., swap_failure: _Optional[str] = ...) -> None: ...
 
 class LoadWeightsRequest(_message.Message):
     __slots__ = ("version",)
