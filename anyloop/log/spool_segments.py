@@ -1,5 +1,6 @@
 """Files of the local outbox: frames of one event each, appended and synced, read back whatever cut them short."""
 
+import contextlib
 import json
 import os
 import struct
@@ -58,27 +59,37 @@ def _decode(path: Path, body: bytes) -> tuple[str, Event]:
 
 
 class SegmentWriter:
-    """Appends whole frames to a new file. Not thread-safe but for `sync`, which may run beside `write`."""
+    """Appends whole frames to a new file. `write` and `close` belong under one lock, `sync` may run beside `write`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self.synced = 0  # bytes known to be on the disk
+        self.broken = False  # after a failed write or sync nothing more may be appended: what stands there is unknown
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         sync_directory(path.parent)
 
     def write(self, frame: bytes) -> None:
-        """All of the frame or, when it raises OSError, none of it."""
+        """Raises OSError; the rest of a frame that was begun is then cut off, here or by the reader."""
         try:
             written = 0
             while written < len(frame):
                 written += os.write(self._descriptor, memoryview(frame)[written:])
         except OSError:
-            os.ftruncate(self._descriptor, self.size)
+            self.broken = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
             raise
         self.size += len(frame)
 
     def sync(self) -> None:
-        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+        size = self.size
+        try:
+            os.fsync(self._descriptor)
+        except OSError:
+            self.broken = True
+            raise
+        self.synced = max(self.synced, size)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -96,7 +96,7 @@ class Registry:
                 return self.publish(lineage, copy, parent="", weights_digest=digest, version=version)
         manifest = self.verify(version)
         for name in names:
-            if manifest.files.get(name, {}).get("sha256") != _sha256(Path(directory) / name):
+            if name not in manifest.files or manifest.files[name]["sha256"] != _sha256(Path(directory) / name):
                 raise CheckpointError(
                     f"{version} was imported from another model: {name} differs in {directory}. "
                     "Serve the model it was imported from, or start with an empty registry"
