@@ -1,0 +1,1 @@
+"""The learner: logged feedback to examples, to a critique model, to preference pairs, to a candidate; and the gate."""

@@ -1,0 +1,89 @@
+"""`python -m trainer`: the learner. Under torchrun with several processes, rank 0 learns and the others help to train."""
+
+import argparse
+import logging
+import signal
+import threading
+from pathlib import Path
+
+from anyloop.config import Settings
+from anyloop.log import open_log
+from anyloop.registry import Registry
+from anyloop.telemetry import logs, metrics
+from trainer.config import TrainerSettings
+from trainer.distributed import World
+from trainer.intake import Intake
+from trainer.join_store import JoinStore
+from trainer.journal import Journal
+from trainer.learner import Learner
+from trainer.publish import used_feedback
+from trainer.rounds import RoundRunner
+
+log = logging.getLogger(__name__)
+
+NOTHING_TO_LEARN = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 3 when `--once` found nothing to learn from."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("--algorithm", choices=("dpo", "ppo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
+    parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
+    options = parser.parse_args(arguments)
+    settings = Settings()
+    trainer = TrainerSettings(**({"algorithm": options.algorithm} if options.algorithm else {}))
+    logs.configure("trainer", settings.log_level)
+    world = World()
+    try:
+        if world.rank:
+            world.serve()
+            return 0
+        return learn(settings, trainer, world, once=options.once)
+    finally:
+        world.close()
+
+
+def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: bool) -> int:
+    """Opens log, registry and state, and runs the learner."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: _interrupt(stop))
+    folder: Path = settings.home / "trainer"
+    event_log = open_log(settings.effective_log_url)
+    event_log.ensure_topics()
+    registry = Registry(settings.effective_registry_dir)
+    store = JoinStore(folder / "state.db")
+    if store.created:
+        store.mark_used(used_feedback(registry))
+    journal = Journal(folder / "rounds.jsonl")
+    runner = RoundRunner(settings, trainer, event_log, registry, store, journal, world)
+    stop_metrics = metrics.start_metrics_server(settings.metrics_port, settings.bind)
+    intake = Intake(event_log, store)
+    learner = Learner(intake, store, runner, journal, trainer)
+    try:
+        if once:
+            return 0 if learner.once() else NOTHING_TO_LEARN
+        log.info("the learner waits for feedback", extra=store.counts())
+        learner.run(stop)
+        return 0
+    except KeyboardInterrupt:
+        log.info("stopped; an open round is resumed at the next start")
+        return 0
+    finally:
+        intake.close()
+        store.close()
+        event_log.close()
+        stop_metrics()
+
+
+def _interrupt(stop: threading.Event) -> None:
+    """Ends the loop between rounds, and a running round at once: it resumes from its start."""
+    if stop.is_set():
+        return
+    stop.set()
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,230 @@
+"""The serving side as the trainer sees it: sample, critique, encode, stage weights, over the public gRPC contracts.
+
+Requests carry rendered prompts and are unlogged: what the trainer asks for itself is not a response that people saw.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from anyloop.config import Settings
+from anyloop.modality import Modality
+from anyloop.sequence import Codes
+from protos.anyloop.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    critique_pb2,
+    critique_pb2_grpc,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    types_pb2,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+MODALITIES = {
+    Modality.TEXT: types_pb2.MODALITY_TEXT,
+    Modality.IMAGE: types_pb2.MODALITY_IMAGE,
+    Modality.AUDIO: types_pb2.MODALITY_AUDIO,
+    Modality.VIDEO: types_pb2.MODALITY_VIDEO,
+}
+FROM_PROTO = {number: modality for modality, number in MODALITIES.items()}
+RETRIABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
+
+
+class ServiceError(Exception):
+    """A service refused or stayed away. `retriable`: the same call may succeed later."""
+
+    def __init__(self, message: str, *, retriable: bool) -> None:
+        super().__init__(message)
+        self.retriable = retriable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer with what the engine logged about it."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version: str
+    finished: bool  # ended by itself, not by the token limit
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    prompt: tuple[int, ...]
+    modalities: tuple[Modality, ...] = ()  # empty: the policy chooses
+    temperature: float = 1.0
+    max_tokens: int = 96
+    seed: int | None = None
+    version: str = ""  # a resident version, or the serving one
+
+    def sampling(self) -> types_pb2.SamplingParams:
+        params = types_pb2.SamplingParams(temperature=self.temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens)
+        if self.seed is not None:
+            params.seed = self.seed
+        return params
+
+
+class Services:
+    """Async clients of the policy, critique, decoder and control services; `concurrency` requests in flight at most."""
+
+    def __init__(self, settings: Settings, concurrency: int = 32, timeout: float = 120.0, attempts: int = 6) -> None:
+        self._timeout, self._attempts = timeout, attempts
+        self._gate = asyncio.Semaphore(concurrency)
+        targets = (
+            settings.policy_target,
+            settings.critique_target,
+            settings.decoder_target,
+            settings.policy_control_target,
+            settings.critique_control_target,
+        )
+        self._channels = [grpc.aio.insecure_channel(target) for target in targets]
+        policy, critique, decoder, policy_control, critique_control = self._channels
+        self._policy = policy_pb2_grpc.PolicyServiceStub(policy)
+        self._critique = critique_pb2_grpc.CritiqueServiceStub(critique)
+        self._decoder = decoder_pb2_grpc.DecoderServiceStub(decoder)
+        self._control = {
+            "policy": control_pb2_grpc.ControlServiceStub(policy_control),
+            "critique": control_pb2_grpc.ControlServiceStub(critique_control),
+        }
+
+    async def __aenter__(self) -> "Services":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    async def sample(self, request: SampleRequest) -> Sample:
+        """One answer as tokens. Raises ServiceError."""
+        message = policy_pb2.GenerateRequest(
+            prompt_token_ids=request.prompt,
+            modalities=[MODALITIES[modality] for modality in request.modalities],
+            sampling=request.sampling(),
+            policy_version=request.version,
+            unlogged=True,
+            tokens_only=True,
+        )
+        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout))
+        version = done.version_spans[0].version if done.version_spans else request.version
+        return Sample(
+            tuple(done.output_token_ids),
+            tuple(done.output_logprobs),
+            version,
+            done.finish_reason == types_pb2.FINISH_REASON_STOP,
+        )
+
+    async def generate(self, message: policy_pb2.GenerateRequest) -> types_pb2.Message:
+        """The whole answer to `message`, media stored and named by reference. Raises ServiceError."""
+        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout))
+        return done.message
+
+    async def critique(self, request: SampleRequest) -> str:
+        """What the critique model says to a rendered critique prompt. Raises ServiceError."""
+        message = critique_pb2.CritiqueRequest(
+            prompt_token_ids=request.prompt, sampling=request.sampling(), critique_version=request.version
+        )
+        done = await self._finished(lambda: self._critique.Critique(message, timeout=self._timeout))
+        return str(done.critique).strip()
+
+    async def encode(self, part: types_pb2.ContentPart) -> Codes:
+        """A media part as codec codes. Raises ServiceError."""
+        if part.WhichOneof("part") == "media":
+            number = part.media.modality
+            message = decoder_pb2.EncodeRequest(modality=number, media=part.media)
+        else:
+            kind = part.inline_media.mime_type.split("/")[0]
+            if kind not in ("image", "audio", "video"):
+                raise ServiceError(f"no codec takes {part.inline_media.mime_type!r}", retriable=False)
+            number = MODALITIES[Modality(kind)]
+            message = decoder_pb2.EncodeRequest(modality=number, inline_media=part.inline_media)
+        answer = await self._call(lambda: self._decoder.Encode(message, timeout=self._timeout))
+        return Codes(FROM_PROTO[number], tuple(answer.codes))
+
+    async def status(self, lineage: str) -> control_pb2.ReplicaStatus:
+        return await self._call(
+            lambda: self._control[lineage].GetStatus(control_pb2.GetStatusRequest(), timeout=self._timeout)
+        )
+
+    async def stage(self, version: str, lineage: str = "policy") -> control_pb2.WeightsInfo:
+        """Loads `version` beside the serving weights, for pinned requests. Raises ServiceError with the refusal."""
+        request = control_pb2.LoadWeightsRequest(version=version)
+        return await self._call(lambda: self._control[lineage].LoadWeights(request, timeout=self._timeout))
+
+    async def unstage(self, version: str, lineage: str = "policy") -> None:
+        """Drops a staged version; one that meanwhile serves stays."""
+        request = control_pb2.UnloadWeightsRequest(version=version)
+        try:
+            await self._call(lambda: self._control[lineage].UnloadWeights(request, timeout=self._timeout))
+        except ServiceError as error:
+            log.warning("%s was not unloaded: %s", version, error)
+
+    async def _finished(self, call: Callable[[], grpc.aio.UnaryStreamCall]) -> policy_pb2.GenerateResponse.Finished:
+        async def last() -> policy_pb2.GenerateResponse.Finished:
+            finished = None
+            async for event in call():
+                if event.WhichOneof("event") == "finished":
+                    finished = event.finished
+            if finished is None:
+                raise ServiceError("the stream ended without Finished", retriable=True)
+            return finished
+
+        return await self._call(last)
+
+    async def _call(self, make: Callable[[], Awaitable[T]]) -> T:
+        async with self._gate:
+            for attempt in range(self._attempts):
+                try:
+                    return await make()
+                except grpc.aio.AioRpcError as error:
+                    retriable = error.code() in RETRIABLE
+                    failure = ServiceError(f"{error.code().name}: {error.details()}", retriable=retriable)
+                except ServiceError as error:
+                    failure = error
+                if not failure.retriable or attempt + 1 == self._attempts:
+                    raise failure
+                await asyncio.sleep(min(0.1 * 2**attempt, 3.0))
+        raise AssertionError("unreachable")
+
+
+async def gather(function: Callable[[T], Awaitable[R]], items: Iterable[T], what: str) -> list[R | None]:
+    """`function` of every item, concurrently, in order.
+
+    An item that is refused for its own sake gives None and a warning; a service that stays away ends all.
+    """
+
+    async def one(item: T) -> R | None:
+        try:
+            return await function(item)
+        except ServiceError as error:
+            if error.retriable:
+                raise
+            log.warning("%s refused: %s", what, error)
+            return None
+
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def modalities_of(numbers: Sequence[int]) -> tuple[Modality, ...]:
+    """Protobuf modality numbers to names; unspecified ones are passed over."""
+    return tuple(FROM_PROTO[number] for number in numbers if number in FROM_PROTO)

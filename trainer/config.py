@@ -1,0 +1,114 @@
+"""Settings of the learner: environment variables with the prefix `ANYLOOP_TRAINER_`.
+
+Addresses and folders are in `anyloop.config.Settings`.
+"""
+
+import re
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TrainerSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ANYLOOP_TRAINER_", env_file=".env", extra="ignore")
+
+    algorithm: Literal["dpo", "ppo"] = Field("dpo", description="How the pairs move the policy")
+
+    # When a round starts
+    min_feedback: int = Field(64, ge=1, description="Joined feedback events that start a round once the log is quiet")
+    quiet_s: float = Field(5.0, ge=0, description="Seconds without new feedback that count as quiet")
+    max_wait_s: float = Field(600.0, gt=0, description="Start with what is there when the oldest has waited so long")
+    poll_s: float = Field(1.0, gt=0)
+    max_feedback: int = Field(2000, ge=1, description="Feedback events one round takes; the rest waits for the next")
+    max_per_principal: int = Field(1000, ge=1, description="Feedback events one principal may bring into a round")
+    orphan_after_s: float = Field(
+        3600.0, gt=0, description="Feedback unjoined for so long is reported; it may join yet"
+    )
+    retention_days: float = Field(30.0, gt=0, description="How long used events stay in the trainer's own state")
+    round_attempts: int = Field(5, ge=1, description="A round that fails so often is closed as failed")
+    retry_s: float = Field(5.0, ge=0, description="First pause before a failed round is tried again; doubles")
+
+    # What words and numbers mean
+    right_text: str = Field("This is correct.", description="What the critique model says of a good answer")
+    right_pattern: str = Field(
+        r"^(good, |yes, )?(this|that|it|everything|all|all of it) (is|looks|seems|sounds) "
+        r"(all )?(right|correct|good|fine|perfect)\W*$|^(right|correct|perfect|good)\W*$",
+        description="A critique matching this (lower case) says that the answer is right",
+    )
+    right_rating: float = Field(0.75, ge=0, le=1, description="An overall rating from here up says right")
+    wrong_rating: float = Field(0.5, ge=0, le=1, description="An overall rating below this says wrong")
+    max_versions_behind: int = Field(4, ge=0, description="Answers of older policies make no pairs and no rollouts")
+    staleness_decay: float = Field(0.8, gt=0, le=1, description="Weight of a pair per version its answer is behind")
+
+    # Feedback modelling
+    critique_lr: float = Field(3e-4, gt=0)
+    critique_epochs: int = Field(4, ge=0, description="At most; early stopping on held-out critiques ends it sooner")
+    critique_batch: int = Field(16, ge=1, description="Examples per optimiser step")
+    critique_held_out: float = Field(0.1, ge=0, lt=1, description="Share of critiques that only measure")
+    critique_patience: int = Field(1, ge=1, description="Epochs without a better held-out loss before stopping")
+    critique_replay: float = Field(0.5, ge=0, description="Earlier rounds' critiques mixed in, per new one")
+    critique_anchor: float = Field(0.25, ge=0, description="Logged answers mixed in, per critique: keeps perception")
+    critique_probe: int = Field(48, ge=0, description="Held-out answers the new critique model is asked about")
+
+    # Self-improving
+    filter: Literal["none", "critique"] = Field("critique", description="Keep a refinement only if the critic approves")
+    fresh_per_prompt: int = Field(1, ge=0, description="New answers sampled per logged prompt")
+    max_fresh: int = Field(400, ge=0, description="New answers sampled per round")
+    max_pairs: int = Field(600, ge=1, description="Pairs trained on per round; people's own come first")
+    min_pairs: int = Field(4, ge=1, description="Fewer pairs than this make no candidate")
+    concurrency: int = Field(32, ge=1, description="Requests in flight to the serving engines")
+    sample_temperature: float = Field(1.0, ge=0)
+    critique_temperature: float = Field(0.0, ge=0)
+    refine_temperature: float = Field(0.0, ge=0)
+    max_answer_tokens: int = Field(96, ge=1)
+    max_critique_tokens: int = Field(64, ge=1)
+    request_timeout_s: float = Field(120.0, gt=0)
+
+    # Optimisation, shared
+    reference: Literal["parent", "base"] = Field("parent", description="Which weights the policy is held close to")
+    max_tokens: int = Field(384, ge=8, description="Longer sequences are left out, and counted")
+    batch_tokens: int = Field(4096, ge=8, description="Tokens per forward pass, padding included")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising rate; then cosine to zero")
+    zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage when WORLD_SIZE > 1")
+    seed: int = 0
+
+    # DPO
+    dpo_lr: float = Field(1e-4, gt=0)
+    dpo_beta: float = Field(0.1, gt=0)
+    dpo_epochs: int = Field(1, ge=1)
+    dpo_batch: int = Field(16, ge=1, description="Pairs per optimiser step")
+    dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of pairs the wrong way round")
+    dpo_sft_coefficient: float = Field(0.1, ge=0, description="Weight of the likelihood of chosen answers beside DPO")
+
+    # Reward model
+    reward_lr: float = Field(1e-4, gt=0)
+    reward_epochs: int = Field(2, ge=1)
+    reward_batch: int = Field(16, ge=1, description="Pairs per optimiser step")
+    reward_regularisation: float = Field(0.001, ge=0)
+
+    # PPO
+    ppo_actor_lr: float = Field(3e-5, gt=0)
+    ppo_critic_lr: float = Field(1e-4, gt=0)
+    ppo_iterations: int = Field(3, ge=1, description="Rollout and update turns per round")
+    ppo_rollouts: int = Field(128, ge=1, description="Answers sampled per turn")
+    ppo_epochs: int = Field(2, ge=1, description="Passes over each turn's rollouts")
+    ppo_batch: int = Field(32, ge=1, description="Rollouts per optimiser step")
+    ppo_kl: float = Field(0.02, ge=0)
+    ppo_gamma: float = Field(1.0, gt=0, le=1)
+    ppo_lambda: float = Field(0.95, gt=0, le=1)
+    ppo_clip: float = Field(0.2, gt=0)
+    ppo_value_clip: float = Field(5.0, gt=0)
+    ppo_sft_coefficient: float = Field(0.0, ge=0, description="Weight of the likelihood of chosen answers beside PPO")
+
+    # Publishing
+    swap_timeout_s: float = Field(120.0, gt=0, description="How long a replica may take to serve a new critique model")
+    gate_timeout_s: float = Field(600.0, ge=0, description="How long a round waits for the gate; 0 does not wait")
+    keep_checkpoints: int = Field(20, ge=2, description="Versions kept per lineage")
+
+    def says_right(self, critique: str) -> bool:
+        """Whether a critique approves of the answer."""
+        text = " ".join(critique.lower().split())
+        return text == self.right_text.lower() or re.match(self.right_pattern, text) is not None

@@ -1,0 +1,82 @@
+"""One process, or several started by torchrun: who runs what.
+
+Rank 0 is the learner: it alone reads the log, calls services and publishes. Training functions run on every rank:
+rank 0 sends the call, the others wait for it in `serve()`.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class World:
+    """The group of training processes; of size one when `WORLD_SIZE` is unset or 1."""
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1 and not dist.is_initialized():
+            import deepspeed
+
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            deepspeed.init_distributed(backend, verbose=False)
+
+    def from_rank0(self, make: Callable[[], T] | None) -> T:
+        """The value `make()` has on rank 0, on every rank. Only rank 0 calls it."""
+        value = make() if self.rank == 0 and make is not None else None
+        if self.size > 1:
+            box = [value]
+            dist.broadcast_object_list(box, src=0)
+            value = box[0]
+        return value  # type: ignore[return-value]
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of all ranks."""
+        if self.size == 1:
+            return value
+        box = torch.tensor([value])
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return int(box.item())
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` over the ranks."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def shard(self, items: list[T]) -> list[tuple[T, float]]:
+        """This rank's items with weight 1, padded with repeats of weight 0 so that every rank has equally many."""
+        each = -(-len(items) // self.size)
+        mine = items[self.rank :: self.size]
+        padding = [(items[0], 0.0)] * (each - len(mine))
+        return [(item, 1.0) for item in mine] + padding
+
+    def call(self, function: Callable[..., T], *args: Any, local: dict[str, Any] | None = None) -> T:
+        """Runs `function(world, *args)` on every rank; `local` keyword arguments exist on rank 0 only."""
+        if self.size > 1:
+            dist.broadcast_object_list([(function.__module__, function.__qualname__, args)], src=0)
+        return function(self, *args, **(local or {}))
+
+    def serve(self) -> None:
+        """Runs the calls of rank 0 until it says stop. For ranks above 0."""
+        while True:
+            box: list[Any] = [None]
+            dist.broadcast_object_list(box, src=0)
+            if box[0] is None:
+                return
+            module, name, args = box[0]
+            getattr(importlib.import_module(module), name)(self, *args)
+
+    def close(self) -> None:
+        """Lets the other ranks leave `serve()` and ends the group."""
+        if self.size > 1:
+            if self.rank == 0:
+                dist.broadcast_object_list([None], src=0)
+            dist.destroy_process_group()

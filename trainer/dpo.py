@@ -1,0 +1,125 @@
+"""Direct preference optimisation (arXiv 2305.18290) on a round's pairs.
+
+Log-probabilities are summed over the answer tokens; the reference's are computed once per pair, before the first step.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
+from trainer.batches import TokenSequence, collate, group_by_length, shuffled_steps, steps_in
+from trainer.config import TrainerSettings
+from trainer.distributed import World
+from trainer.engine import Engine, open_engine
+from trainer.examples import Example, Pair
+from trainer.losses import dpo_loss, dpo_margin
+from trainer.supervised import answer_tokens, sft_micro_losses
+from trainer.trained import Trained, lm_tensors
+
+log = logging.getLogger(__name__)
+
+Scored = tuple[Pair, float, float]  # a pair with the reference's summed log-probabilities of chosen and rejected
+
+
+def train_dpo(
+    world: World,
+    checkpoint: Path,
+    reference: Path,
+    pairs: list[Pair],
+    imitations: list[Example],
+    settings: TrainerSettings,
+) -> Trained:
+    """Continues `checkpoint` on `pairs`, held close to `reference`. `imitations` enter through the SFT coefficient."""
+    module = AnswerModel.load(checkpoint)
+    anchor = module if reference == checkpoint else AnswerModel.load(reference)
+    scored = reference_scores(anchor, pairs, settings.batch_tokens)
+    total = steps_in(len(pairs), settings.dpo_batch, settings.dpo_epochs)
+    engine = open_engine(module, settings.dpo_lr, total, settings, world)
+    history: list[dict[str, float]] = []
+    for number, step in enumerate(shuffled_steps(len(scored), settings.dpo_batch, settings.dpo_epochs, settings.seed)):
+        extra = imitations[number % total :: total] if settings.dpo_sft_coefficient else []
+        history.append(dpo_step(engine, [scored[i] for i in step], extra, settings, world))
+        if number % 5 == 0 or number + 1 == total:
+            log.info("dpo step %d of %d: %s", number + 1, total, _rounded(history[-1]))
+    metrics: dict[str, Any] = {"pairs": len(pairs), "dpo_steps": len(history)}
+    for name in history[0] if history else ():
+        metrics[f"dpo_{name}_first"] = history[0][name]
+        metrics[f"dpo_{name}_last"] = sum(one[name] for one in history[-5:]) / len(history[-5:])
+    metrics |= movement(engine, scored, settings)
+    return Trained(lm_tensors(engine.tensors()), metrics)
+
+
+def reference_scores(reference: AnswerModel, pairs: Sequence[Pair], batch_tokens: int) -> list[Scored]:
+    """Each pair with the reference's summed log-probabilities."""
+    sequences = [sequence for pair in pairs for sequence in pair.sequences]
+    sums = [float(row.sum()) for row in score_sequences(reference, sequences, batch_tokens)]
+    return [(pair, sums[2 * i], sums[2 * i + 1]) for i, pair in enumerate(pairs)]
+
+
+def dpo_step(
+    engine: Engine, scored: list[Scored], imitations: list[Example], settings: TrainerSettings, world: World
+) -> dict[str, float]:
+    """One update on `scored`. Returns this process's loss, mean margin and share of pairs ranked right."""
+    mine = world.shard(scored)
+    total_weight = max(sum(pair.weight for pair, _, _ in scored), 1e-8)
+    chosen_examples = [Example(pair.sequences[0], pair.source, pair.weight) for pair, _, _ in scored]
+    liked_tokens = answer_tokens([*chosen_examples, *imitations])
+    margins: list[Tensor] = []
+
+    def part(group: list[int]) -> Tensor:
+        pairs = [mine[i] for i in group]
+        batch = collate([sequence for (pair, _, _), _ in pairs for sequence in pair.sequences])
+        logprobs = token_logprobs(engine.module, batch)
+        sums = batch.sum_rows(logprobs).view(-1, 2)
+        reference = torch.tensor([[chosen, rejected] for (_, chosen, rejected), _ in pairs])
+        weights = torch.tensor([pair.weight * scale for (pair, _, _), scale in pairs])
+        margin = dpo_margin(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1], settings.dpo_beta)
+        margins.append(margin.detach())
+        # dpo_loss is a weighted mean; the part's share of the step's weight makes the parts add up to the whole mean.
+        loss = dpo_loss(margin, weights, settings.dpo_label_smoothing) * weights.sum() / total_weight
+        if settings.dpo_sft_coefficient:
+            liked = (sums[:, 0] * weights).sum()
+            loss = loss - settings.dpo_sft_coefficient * liked / liked_tokens
+        return loss
+
+    lengths = [max(len(sequence) for sequence in pair.sequences) for (pair, _, _), _ in mine]
+    parts: list[Callable[[], Tensor]] = [
+        lambda group=group: part(group)  # type: ignore[misc]
+        for group in group_by_length(lengths, settings.batch_tokens // 2)
+    ]
+    if imitations:
+        shard = world.shard(imitations)
+        examples = [example for example, _ in shard]
+        scales = [scale * settings.dpo_sft_coefficient for _, scale in shard]
+        parts += sft_micro_losses(engine, examples, scales, liked_tokens, settings.batch_tokens)
+    loss = engine.step(parts)
+    margin = torch.cat(margins)
+    return {"loss": loss, "margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
+
+
+def movement(engine: Engine, scored: Sequence[Scored], settings: TrainerSettings, sample: int = 64) -> dict[str, float]:
+    """How far the policy went: change of log-probability per answer, and a KL estimate from the rejected answers.
+
+    Rejected answers were mostly sampled from the reference, so the mean of `ref - policy` over them stands for
+    KL(reference || policy) per answer, in nats; over-estimated, because training pushes down exactly these.
+    """
+    some = list(scored[:: max(1, len(scored) // sample)])
+    sequences: list[TokenSequence] = [sequence for pair, _, _ in some for sequence in pair.sequences]
+    sums = [float(row.sum()) for row in score_sequences(engine.module, sequences, settings.batch_tokens)]
+    chosen = [now - before for now, (_, before, _) in zip(sums[0::2], some, strict=True)]
+    rejected = [now - before for now, (_, _, before) in zip(sums[1::2], some, strict=True)]
+    count = max(len(some), 1)
+    return {
+        "chosen_logprob_change": sum(chosen) / count,
+        "rejected_logprob_change": sum(rejected) / count,
+        "kl": -sum(rejected) / count,
+    }
+
+
+def _rounded(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())

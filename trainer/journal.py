@@ -1,0 +1,50 @@
+"""`rounds.jsonl`: what every round did, one JSON object per line, for people and for the status command.
+
+Events: `phase` (round, phase, seconds) and `round` (round, outcome, seconds per phase, metrics).
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anyloop.telemetry import metrics
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def write(self, event: str, **fields: Any) -> None:
+        line = json.dumps({"time": time.time(), "event": event, **json_safe(fields)})
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+    @contextmanager
+    def phase(self, round_id: int, name: str, seconds: dict[str, float]) -> Iterator[None]:
+        """Times a phase of a round: into `seconds`, the metrics, the log and the journal."""
+        log.info("round %d: %s", round_id, name)
+        began = time.monotonic()
+        yield
+        seconds[name] = round(time.monotonic() - began, 3)
+        metrics.TRAINER_STEP.labels(name).observe(seconds[name])
+        self.write("phase", round=round_id, phase=name, seconds=seconds[name])
+        log.info("round %d: %s took %.1f s", round_id, name, seconds[name])
+
+
+def json_safe(value: Any) -> Any:
+    """The same with NaN and infinities as null, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
