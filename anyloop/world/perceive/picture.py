@@ -10,28 +10,28 @@ from anyloop.world.render.picture import RGB, SIDE
 UNCLEAR = "unclear"
 _MIN_AREA = 12  # pixels; less is a speck of codec noise
 _LARGE_FROM = 11.0  # pixels; small shapes are 8 wide, large ones 14
+_PALE = 12.0  # saturation of the ground and its noise, grey levels
 _NAMES = tuple(RGB)
 _PALETTE = np.array([RGB[name] for name in _NAMES], dtype=float)
 
 
 @dataclass(frozen=True)
 class Blob:
-    """One connected shape: centre in pixels, extent, the share of its box that it fills, and how far its weight hangs
-    below the middle of the box (share of the height; a triangle on its base has 1/6)."""
+    """One connected shape: centre, width and height in pixels, and the share of width x height that it covers."""
 
     x: float
     y: float
-    width: int
-    height: int
+    width: float
+    height: float
     fill: float
-    lean: float
     colour: str
 
     @property
     def shape(self) -> str:
-        if self.lean > 0.07 and self.fill < 0.75:
-            return "triangle"
-        return "square" if self.fill > 0.88 else "circle"
+        """A square covers its box, a circle pi/4 of it, a triangle half."""
+        if self.fill > 0.92:
+            return "square"
+        return "circle" if self.fill > 0.725 else "triangle"
 
     @property
     def size(self) -> str:
@@ -48,19 +48,22 @@ def fit(image: np.ndarray) -> np.ndarray:
 
 
 def find_blobs(image: np.ndarray) -> list[Blob]:
-    """The coloured shapes of a uint8 picture, from the most saturated pixels outwards."""
+    """The coloured shapes of a uint8 picture. Edges count by how much colour they hold, so half a pixel is half a pixel."""
     pixels = fit(image)
-    mask = pixels.max(-1) - pixels.min(-1) > 75
+    saturation = pixels.max(-1) - pixels.min(-1)
     blobs = []
-    for members in _components(mask):
+    for members in _components(saturation > 75):
         if len(members) < _MIN_AREA:
             continue
         ys, xs = np.array(members).T
-        width, height = int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1
-        mean = pixels[ys, xs].mean(0)
+        inner = saturation[ys, xs] >= np.median(saturation[ys, xs])
+        mean = pixels[ys[inner], xs[inner]].mean(0)
         colour = _NAMES[int(((_PALETTE - mean) ** 2).sum(1).argmin())]
-        fill, lean = len(xs) / (width * height), (ys.mean() - (ys.min() + ys.max()) / 2) / height
-        blobs.append(Blob(xs.mean() + 0.5, ys.mean() + 0.5, width, height, fill, float(lean), colour))
+        window = np.s_[max(ys.min() - 1, 0) : ys.max() + 2, max(xs.min() - 1, 0) : xs.max() + 2]
+        full = float(np.ptp(mean))
+        cover = ((saturation[window] - _PALE) / (full - _PALE)).clip(0, 1)
+        width, height = cover.sum(1).max(), cover.sum(0).max()
+        blobs.append(Blob(xs.mean() + 0.5, ys.mean() + 0.5, width, height, cover.sum() / (width * height), colour))
     return blobs
 
 
