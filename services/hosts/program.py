@@ -36,7 +36,7 @@ class Program(Protocol):
 
 
 class Handler(Protocol):
-    def call(self, request: dict[str, Any]) -> dict[str, Any]: ...
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]: ...
 
 
 class CallProgram:
@@ -60,7 +60,7 @@ class CallProgram:
         return cancel
 
     def _run(self, request: dict[str, Any], send: Send) -> None:
-        send(answer_of(lambda: self._handler.call(request)), True)
+        send(answer_of(lambda: self._handler.handle(request)), True)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)

@@ -18,9 +18,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from services.hosts.interface import HostError, ModelHost
-from services.hosts.payload import pack, unpack
-
-PAYLOAD = "PAYLOAD"  # the one input and the one output of every model
+from services.hosts.payload import TENSOR, pack, unpack
 
 
 class TritonHost(ModelHost):
@@ -54,7 +52,7 @@ class TritonHost(ModelHost):
         done = asyncio.Event()
 
         async def inputs() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model, "inputs": [_tensor(request)], "outputs": [InferRequestedOutput(PAYLOAD)]}
+            yield {"model_name": model, "inputs": [_tensor(request)], "outputs": [InferRequestedOutput(TENSOR)]}
             await done.wait()  # a stream whose sending half is closed cannot be told from one that is finished
 
         responses = self._client.stream_infer(inputs(), stream_timeout=timeout)
@@ -64,7 +62,7 @@ class TritonHost(ModelHost):
                 if error is not None:
                     raise _host_error(error, model, timeout)
                 final = bool(result.get_response().parameters["triton_final_response"].bool_param)
-                payload = _payload(result.as_numpy(PAYLOAD))
+                payload = _payload(result.as_numpy(TENSOR))
                 if payload is not None:
                     if "error" in payload:
                         raise HostError.from_payload(payload["error"])
@@ -98,7 +96,7 @@ class TritonHost(ModelHost):
 
 def _tensor(request: dict[str, Any]) -> InferInput:
     data = np.frombuffer(pack(request), dtype=np.uint8)
-    tensor = InferInput(PAYLOAD, list(data.shape), "UINT8")
+    tensor = InferInput(TENSOR, list(data.shape), "UINT8")
     tensor.set_data_from_numpy(data)
     return tensor
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.hosts.interface import MODELS
+from services.triton.repository import build_repository
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 4000  # characters of the server's log that an error shows
@@ -73,6 +74,8 @@ def server_environment(settings: Mapping[str, str] | None = None) -> dict[str, s
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [*libraries, environment.get("LD_LIBRARY_PATH")]))
     # The repository first: its packages may not be installed.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), site, environment.get("PYTHONPATH")]))
+    # The stub takes the first python3 of PATH for its own, and finds the virtual environment by it.
+    environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), environment.get("PATH", os.defpath)])
     environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
 
@@ -122,8 +125,6 @@ class TritonServer:
         return f"{self._address}:{self._ports.grpc}"
 
     def start(self) -> None:
-        from services.triton.repository import build_repository
-
         repository = build_repository(self._directory / "models", self._models)
         backends = build_backend_directory(self._directory / "backends")
         command = server_command(repository, backends, self._ports, self._address, self._models)

@@ -16,9 +16,8 @@ import triton_python_backend_utils as pb_utils
 
 from anyloop.config import Settings
 from services.hosts.interface import HostError
-from services.hosts.payload import pack, unpack
+from services.hosts.payload import TENSOR, pack, unpack
 from services.hosts.program import Cancel, Program, open_program
-from services.hosts.triton_host import PAYLOAD
 
 CANCEL_POLL_SECONDS = 0.02
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -43,7 +42,7 @@ class TritonPythonModel:
         for request in requests:
             answer = _Answer(request.get_response_sender())
             try:
-                tensor = pb_utils.get_input_tensor_by_name(request, PAYLOAD)
+                tensor = pb_utils.get_input_tensor_by_name(request, TENSOR)
                 cancel = self._program.submit(unpack(tensor.as_numpy().tobytes()), answer.send)
             except ValueError as error:
                 answer.send(HostError("INVALID_ARGUMENT", str(error)).to_payload(), True)
@@ -91,7 +90,7 @@ class _Answer:
                 return
             self.ended = final
             try:
-                tensor = pb_utils.Tensor(PAYLOAD, np.frombuffer(pack(payload), dtype=np.uint8))
+                tensor = pb_utils.Tensor(TENSOR, np.frombuffer(pack(payload), dtype=np.uint8))
                 self._sender.send(pb_utils.InferenceResponse([tensor]), flags=_FINAL if final else 0)
             except Exception:
                 # A request without its final flag would pin this instance for ever.

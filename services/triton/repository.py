@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.hosts.interface import MODELS
-from services.hosts.triton_host import PAYLOAD
+from services.hosts.payload import TENSOR
 
 MODEL_PY = '''"""Triton loads this file; the model itself is `services.triton.model`."""
 
-from services.triton.model import TritonPythonModel
+import os
+import sys
+
+# The interpreter inside the stub does not read PYTHONPATH by itself.
+sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
+
+from services.triton.model import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -30,8 +36,8 @@ def model_config(model: str) -> str:
 backend: "python"
 max_batch_size: 0
 model_transaction_policy {{ decoupled: true }}
-input [ {{ name: "{PAYLOAD}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
-output [ {{ name: "{PAYLOAD}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+input [ {{ name: "{TENSOR}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+output [ {{ name: "{TENSOR}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 """
 

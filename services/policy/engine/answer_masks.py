@@ -42,7 +42,7 @@ class MaskTable:
         self.longest_span = max((span.length + 2 for span in layout.codes.values()), default=0)
 
     def answer(self, modalities: list[str] | None, max_tokens: int) -> AnswerState:
-        """The state of a new answer. Raises HostError INVALID_ARGUMENT on modalities that the model cannot answer in."""
+        """The state of a new answer. Raises HostError INVALID_ARGUMENT on modalities the model cannot answer in."""
         allowed = self.every if not modalities else frozenset(self._modality(name) for name in modalities)
         shortest = min(1 if m is Modality.TEXT else self.layout.codes[m].length + 2 for m in allowed)
         if max_tokens < shortest:
