@@ -1,0 +1,76 @@
+"""The command tree."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from anyloop import __version__
+from anyloop.cli import checkpoints, evaluate, feedback, generate, log, replay, status, topics, up
+from anyloop.cli.demo import command as demo
+from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.output import errors
+
+
+class Program(TyperGroup):
+    """Ends every command the same way: one sentence on stderr and an exit code that means something."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(error.code) from error
+        except KeyboardInterrupt:
+            errors.print("interrupted")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Settings come from ANYLOOP_* environment variables and .env. Exit codes: 0 done, 1 failed, 2 usage, "
+    "3 unreachable, 4 not found, 5 refused, 130 interrupted.",
+)
+
+
+@app.callback()
+def root(
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Folder of everything this machine writes (ANYLOOP_HOME).")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Serve an any-to-any model and keep aligning it from what people say about its answers."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if home is not None:
+        os.environ["ANYLOOP_HOME"] = str(home.absolute())
+
+
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)
+app.command("feedback")(feedback.feedback)
+app.command("eval")(evaluate.evaluate)
+app.command("status")(status.status)
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(topics.app, name="topics")
+app.add_typer(log.app, name="log")
+app.command("replay")(replay.replay)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def run() -> None:
+    app()

@@ -1,0 +1,222 @@
+"""`anyloop checkpoints`: versions of the weights, and which one serves."""
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.output import JsonFlag, console, print_json
+from anyloop.config import Settings
+
+if TYPE_CHECKING:
+    from anyloop.registry import Manifest, Registry
+
+app = typer.Typer(no_args_is_help=True, help="Checkpoints: list, show, verify, promote, roll back.")
+Lineage = Annotated[Literal["policy", "critique"], typer.Option(help="Which model.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait until a replica serves it; 0 returns at once.")]
+Reason = Annotated[str, typer.Option(help="Stands in the log beside the decision.")]
+
+
+@app.command("list")
+def list_checkpoints(
+    lineage: Annotated[Literal["policy", "critique"] | None, typer.Option(help="Only this model.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Every version with its parent, state and the gate's verdict."""
+    from anyloop.registry import CheckpointError, Registry, checkpoint_events, serving_version
+
+    settings = Settings()
+    registry = Registry(settings.effective_registry_dir)
+    rows = []
+    with _log(settings) as log:
+        states = {message.version: message for _, message in checkpoint_events(log)}
+        for name in [lineage] if lineage else ["policy", "critique"]:
+            serving = serving_version(log, name)
+            try:
+                manifests = [registry.manifest(version) for version in registry.versions(name)]
+            except CheckpointError as error:
+                raise CommandError(str(error)) from error
+            rows += [_row(manifest, states.get(manifest.version), serving) for manifest in manifests]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("", "version", "parent", "created (UTC)", "state", "reason", box=None)
+    for row in rows:
+        created = datetime.fromtimestamp(row["created_unix_ms"] / 1000, UTC)
+        mark = "[green]●[/]" if row["serving"] else ""
+        table.add_row(mark, row["version"], row["parent"], f"{created:%Y-%m-%d %H:%M:%S}", row["state"], row["reason"])
+    console.print(table)
+
+
+@app.command()
+def show(version: str, as_json: JsonFlag = False) -> None:
+    """The manifest of a version: files with hashes, parent, consumed offsets, metrics, gate decision."""
+    import json
+
+    manifest = _manifest(_registry(), version)
+    document = json.loads(manifest.to_json())
+    if as_json:
+        print_json(document)
+    else:
+        console.print_json(data=document)
+
+
+@app.command()
+def verify(
+    version: Annotated[str, typer.Argument(help="A version; leave out with --all.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="All versions.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Hash every file again and compare with the manifest. Exit code 1 when one does not match."""
+    from anyloop.registry import CheckpointError
+
+    if bool(version) == every:
+        raise CommandError("Give one version, or --all", ExitCode.USAGE)
+    registry = _registry()
+    versions = [version] if version else [v for lineage in ("policy", "critique") for v in registry.versions(lineage)]
+    results: dict[str, str] = {}
+    for name in versions:
+        try:
+            registry.verify(name)
+            results[name] = "ok"
+        except CheckpointError as error:
+            results[name] = str(error)
+    if as_json:
+        print_json(results)
+    else:
+        for name, result in results.items():
+            console.print(f"{name}: {result}", highlight=False)
+    if any(result != "ok" for result in results.values()):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="The version that should serve.")],
+    reason: Reason = "promoted by hand",
+    wait: Wait = 60.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a version in service, whatever the gate said. Its files are verified first."""
+    _promote(_manifest(_registry(), version).version, reason, wait, as_json)
+
+
+@app.command()
+def rollback(
+    version: Annotated[str, typer.Argument(help="Default: the version that served before the present one.")] = "",
+    lineage: Lineage = "policy",
+    reason: Reason = "rolled back by hand",
+    wait: Wait = 60.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go back to an earlier version while requests go on."""
+    _promote(version or _served_before(lineage), reason, wait, as_json)
+
+
+def _promote(version: str, reason: str, wait: float, as_json: bool) -> None:
+    from anyloop.registry import CheckpointError, announce
+
+    settings = Settings()
+    try:
+        manifest = _registry().verify(version)
+    except CheckpointError as error:
+        raise CommandError(f"{error}. Nothing was changed", ExitCode.REFUSED) from error
+    with _log(settings) as log:
+        announce(
+            log,
+            manifest.lineage,
+            manifest.version,
+            "promoted",
+            parent=manifest.parent,
+            digest=manifest.weights_digest,
+            reason=reason,
+            decided_by=_operator(),
+        )
+    seconds = _wait_until_served(settings, manifest, wait) if wait > 0 else None
+    if as_json:
+        print_json({"version": version, "lineage": manifest.lineage, "served_after_seconds": seconds})
+    else:
+        served = f"; it serves after {seconds:.1f} s" if seconds is not None else ""
+        console.print(f"{version} is promoted{served}.", highlight=False)
+
+
+def _wait_until_served(settings: Settings, manifest: "Manifest", timeout_s: float) -> float:
+    """Seconds until the replica proves by its digest that it serves the version. Raises CommandError."""
+    from anyloop.cli.replicas import replica_status
+
+    started = time.monotonic()
+    while time.monotonic() - started < timeout_s:
+        status = replica_status(settings, manifest.lineage)
+        if status is not None and any(
+            weights.serving and weights.version == manifest.version and weights.digest == manifest.weights_digest
+            for weights in status.weights
+        ):
+            return time.monotonic() - started
+        time.sleep(0.2)
+    raise CommandError(
+        f"{manifest.version} is promoted in the log, but no replica serves it after {timeout_s:.0f} s: see "
+        "`anyloop status` and the log of the service",
+        ExitCode.UNREACHABLE,
+    )
+
+
+def _served_before(lineage: str) -> str:
+    from anyloop.registry import checkpoint_events
+    from anyloop.registry.announce import PROMOTED
+
+    with _log(Settings()) as log:
+        promoted = [message.version for _, message in checkpoint_events(log, lineage) if message.state == PROMOTED]
+    earlier = [version for version in promoted if version != promoted[-1]]
+    if not earlier:
+        raise CommandError(f"No earlier {lineage} version has served: name one", ExitCode.NOT_FOUND)
+    return earlier[-1]
+
+
+def _row(manifest: "Manifest", event: Any, serving: str | None) -> dict[str, Any]:
+    from anyloop.registry.announce import State
+
+    return {
+        "version": manifest.version,
+        "lineage": manifest.lineage,
+        "parent": manifest.parent,
+        "created_unix_ms": manifest.created_unix_ms,
+        "state": State.Name(event.state).removeprefix("STATE_").lower() if event else "written",
+        "reason": event.reason if event else "",
+        "decided_by": event.decided_by if event else "",
+        "serving": manifest.version == serving,
+        "weights_digest": manifest.weights_digest,
+    }
+
+
+def _manifest(registry: "Registry", version: str) -> "Manifest":
+    from anyloop.registry import CheckpointError
+
+    try:
+        return registry.manifest(version)
+    except CheckpointError as error:
+        raise CommandError(f"{error}; `anyloop checkpoints list` shows all", ExitCode.NOT_FOUND) from error
+
+
+def _registry() -> "Registry":
+    from anyloop.registry import Registry
+
+    return Registry(Settings().effective_registry_dir)
+
+
+def _log(settings: Settings) -> Any:
+    """The log, its topics there. Nothing can be said about checkpoints without them."""
+    from anyloop.log import open_log
+
+    settings.home.mkdir(parents=True, exist_ok=True)
+    log = open_log(settings.effective_log_url)
+    log.ensure_topics()
+    return log
+
+
+def _operator() -> str:
+    import getpass
+
+    return getpass.getuser()

@@ -1,0 +1,198 @@
+"""`anyloop demo`: start everything, run the story, write the report, stop everything."""
+
+import json
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anyloop.cli.exits import CommandError
+from anyloop.cli.output import console, errors, print_json
+from anyloop.cli.up import Algorithm, Host, PortOffset, local_settings, prepare_home
+
+if TYPE_CHECKING:
+    from anyloop.cli.demo.results import DemoPlan, Results
+    from anyloop.cli.topology import Topology
+    from anyloop.config import Settings
+
+
+def demo(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of feedback and learning.")] = 2,
+    prompts: Annotated[int, typer.Option(min=8, help="Prompts per round, each gets one critique.")] = 320,
+    eval_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts per subtask, for each version.")] = 30,
+    seed: Annotated[int, typer.Option(help="Prompts, sampling and annotator.")] = 0,
+    traffic: Annotated[float, typer.Option(min=0, help="Requests per second of other users, all the time.")] = 2.0,
+    algorithm: Algorithm = "dpo",
+    host: Host = None,
+    port_offset: PortOffset = 0,
+    out: Annotated[Path, typer.Option(help="Folder of demo-report.json and demo-report.html.")] = Path("demo-out"),
+    keep_home: Annotated[
+        bool, typer.Option("--keep-home", help="Use the home folder and what it has learned, not a fresh one.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print demo-report.json on stdout at the end.")] = False,
+) -> None:
+    """The whole loop: serve, ask, criticise, learn, gate, swap under load, and ask again.
+
+    Everything goes through REST as clients do it. Ends with a table, demo-report.json and demo-report.html. Exit code 1
+    when a request failed during a swap.
+    """
+    from anyloop.cli.demo.results import DemoPlan
+
+    plan = DemoPlan(rounds=rounds, prompts=prompts, eval_prompts=eval_prompts, seed=seed, traffic=traffic)
+    out.mkdir(parents=True, exist_ok=True)
+    screen = errors if as_json else console
+    with ExitStack() as stack:
+        settings = local_settings(host)
+        if not keep_home:
+            # A run must not learn from the one before: its "before" would be another's "after".
+            settings.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="anyloop-demo-")))
+        try:
+            results = _run(plan, settings, algorithm, port_offset, screen)
+        except BaseException:
+            _keep_logs(settings.home / "logs", out / "logs")
+            raise
+        _keep_logs(settings.home / "logs", out / "logs")
+    document = _write(results, out)
+    if as_json:
+        print_json(document)
+    _summary(results, out, screen)
+    if results.failed_in_swaps:
+        raise CommandError(f"{results.failed_in_swaps} requests failed during swaps; see {out / 'demo-report.json'}")
+
+
+def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: int, screen_console: Any) -> "Results":
+    from anyloop.cli.board import Board
+    from anyloop.cli.memory import PeakMemory
+    from anyloop.cli.runfile import running
+    from anyloop.cli.supervisor import Supervisor, handled
+    from anyloop.cli.topology import one_machine
+
+    begun = time.monotonic()
+    topology = one_machine(
+        settings, port_offset=port_offset, algorithm=algorithm, gate_suite="anyloop.world.suite:gate_suite"
+    )
+    with (
+        PeakMemory() as memory,
+        running(settings, topology),
+        handled((signal.SIGTERM, signal.SIGHUP)),
+        Supervisor(topology.services, log_dir=settings.home / "logs") as supervisor,
+    ):
+        prepare_home(settings)
+        with Board(screen_console) as board:
+            supervisor.on_change = board.show
+            supervisor.start()
+        supervisor.on_change = lambda services: None
+        started = time.monotonic()
+        told = _tell(plan, settings, topology, supervisor.check, screen_console)
+        ended = time.monotonic()
+        with Board(screen_console) as board:
+            supervisor.on_change = board.show
+            supervisor.stop()
+    stopped = time.monotonic()
+    from anyloop.cli.demo.results import Results
+
+    return Results(
+        plan=plan,
+        **told,
+        seconds={"start": started - begun, "demo": ended - started, "stop": stopped - ended, "total": stopped - begun},
+        peak_memory_bytes=memory.peak_bytes,
+        environment={
+            "host": settings.host,
+            "algorithm": algorithm,
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "model": settings.model_dir.name,
+        },
+    )
+
+
+def _tell(
+    plan: "DemoPlan", settings: "Settings", topology: "Topology", alive: Callable[[], None], screen_console: Any
+) -> dict[str, Any]:
+    """The story under traffic; what it found, by the names of Results."""
+    from anyloop.cli.demo.checkpoint_topic import CheckpointTopic
+    from anyloop.cli.demo.screen import Screen
+    from anyloop.cli.demo.story import Story
+    from anyloop.cli.demo.traffic import Traffic
+    from anyloop.cli.rest import GatewayClient
+    from anyloop.log import open_log
+
+    with (
+        GatewayClient(topology.gateway_url) as client,
+        open_log(settings.effective_log_url) as log,
+        Screen(screen_console) as screen,
+        Traffic(client, plan.traffic, plan.seed) as traffic,
+    ):
+        story = Story(
+            plan,
+            client,
+            CheckpointTopic(log),
+            traffic,
+            screen,
+            rounds_file=settings.home / "trainer" / "rounds.jsonl",
+            policy_metrics_url=topology.urls["metrics (policy)"],
+            alive=alive,
+        )
+        before = story.measure("before")
+        rounds = tuple(story.round(number) for number in range(1, plan.rounds + 1))
+        reasked = tuple(story.ask_again())
+        traffic.stop()
+        return {"before": before, "rounds": rounds, "reasked": reasked, "traffic": traffic.count()}
+
+
+def _write(results: "Results", out: Path) -> dict[str, Any]:
+    from anyloop.cli.demo.figures import figures
+    from anyloop.cli.demo.page import page
+
+    document = figures(results)
+    (out / "demo-report.json").write_text(json.dumps(document, indent=1) + "\n")
+    (out / "demo-report.html").write_text(page(results))
+    return document
+
+
+def _keep_logs(logs: Path, destination: Path) -> None:
+    """The services' logs outlive the temporary home: they explain a run."""
+    import shutil
+
+    if logs.exists():
+        shutil.rmtree(destination, ignore_errors=True)
+        shutil.copytree(logs, destination)
+
+
+def _summary(results: "Results", out: Path, screen_console: Any) -> None:
+    from rich.table import Table
+
+    from anyloop.cli.demo.screen import success_table
+
+    screen_console.print()
+    screen_console.print(success_table(results.evaluations))
+    table = Table(title="\nRounds", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("round", "critiques", "decision", "learn", "gate", "swap", "stall", "served in swap", "failed"):
+        table.add_column(name, justify="left" if name == "decision" else "right")
+    for r in results.rounds:
+        swap = r.swap
+        table.add_row(
+            str(r.number),
+            str(r.feedback_events),
+            f"{r.state} {r.candidate}",
+            *(f"{r.seconds[phase]:.1f} s" if phase in r.seconds else "–" for phase in ("learn", "gate", "swap")),
+            f"{swap.stall_seconds * 1000:.1f} ms" if swap else "–",
+            str(swap.requests.served) if swap else "–",
+            str(swap.requests.failed) if swap else "–",
+        )
+    screen_console.print(table)
+    points = (results.after.mean - results.before.mean) * 100
+    screen_console.print(
+        f"\n[bold]{points:+.1f} points[/], {len(results.improved)} of 8 subtasks improved; traffic "
+        f"{results.traffic.served} served, {results.traffic.failed} failed; "
+        f"{results.seconds['total'] / 60:.1f} minutes, {results.peak_memory_bytes / 2**30:.2f} GiB at the peak\n"
+        f"Report: {out / 'demo-report.html'}",
+        highlight=False,
+    )

@@ -1,0 +1,50 @@
+"""`anyloop log`: watch events arrive."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.output import JsonFlag
+from anyloop.config import Settings
+
+app = typer.Typer(no_args_is_help=True, help="The event log: tail.")
+_POLL_S = 0.5
+
+
+@app.command()
+def tail(
+    topic: Annotated[
+        list[str] | None, typer.Argument(help="responses, feedback, critiques, checkpoints; default: all four.")
+    ] = None,
+    last: Annotated[int, typer.Option("-n", "--last", min=0, help="Begin with so many old records.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f", help="Go on as records arrive.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the newest records, then new ones as they arrive, until Ctrl-C (with --json one document per line)."""
+    from anyloop.cli.records import SHORT_NAMES, print_record, topic_name
+    from anyloop.log import UnknownTopic, open_log
+
+    names = [topic_name(name) for name in topic] if topic else list(SHORT_NAMES.values())
+    with open_log(Settings().effective_log_url) as log:
+        try:
+            ends = {name: log.end_offsets(name) for name in names}
+        except UnknownTopic as error:
+            raise CommandError(f"{error}; `anyloop topics list` shows what exists", ExitCode.NOT_FOUND) from error
+        old = [
+            record
+            for name, partitions in ends.items()
+            for part, end in partitions.items()
+            for record in log.read(name, partition=part, offset=max(0, end - last))
+            if record.offset < end
+        ]
+        for record in sorted(old, key=lambda record: record.time)[len(old) - min(last, len(old)) :]:
+            print_record(record, as_json=as_json)
+        while follow:
+            time.sleep(_POLL_S)
+            for name, partitions in ends.items():
+                for part, end in partitions.items():
+                    for record in log.read(name, partition=part, offset=end):
+                        print_record(record, as_json=as_json)
+                        partitions[part] = record.offset + 1

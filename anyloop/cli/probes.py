@@ -1,0 +1,44 @@
+"""Is a service truly ready? One question per kind of service, asked again until the answer is yes."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_TIMEOUT_S = 1.0
+
+
+class Probe(Protocol):
+    def ready(self) -> bool:
+        """False while the service is not there or says that it is not ready; never raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class GrpcHealth:
+    """`grpc.health.v1` for the whole server. Triton answers it too, once every model is loaded."""
+
+    target: str
+
+    def ready(self) -> bool:
+        with grpc.insecure_channel(self.target) as channel:
+            try:
+                reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+            except grpc.RpcError:
+                return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@dataclass(frozen=True)
+class HttpOk:
+    """A GET that answers 2xx."""
+
+    url: str
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(self.url, timeout=_TIMEOUT_S, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
