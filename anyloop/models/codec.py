@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 
 class PatchVQConfig(PretrainedConfig):
-    """`input_shape` is the array of one medium, `patch_shape` the box that one code stands for (it divides the input)."""
+    """`input_shape` is the array of one medium; `patch_shape`, which divides it, is what one code stands for."""
 
     model_type = "anyloop_patch_vq"
 

@@ -14,8 +14,10 @@ from anyloop.sequence.layout import SequenceLayout
 class OutputGrammar:
     """The state of one answer. `mask()` before each sampling step, `advance(token)` after it."""
 
-    def __init__(self, layout: SequenceLayout, modalities: Iterable[Modality] | None = None, vocabulary: int = 0) -> None:
-        """`modalities` limits the answer (None: all); `vocabulary` is the width of the logits (padding is never allowed)."""
+    def __init__(
+        self, layout: SequenceLayout, modalities: Iterable[Modality] | None = None, vocabulary: int = 0
+    ) -> None:
+        """`modalities` limits the answer (None: all); `vocabulary` is the width of the logits, padding included."""
         self._layout = layout
         width = max(vocabulary, layout.vocabulary_size)
         allowed = set(modalities) if modalities is not None else {Modality.TEXT, *layout.codes}

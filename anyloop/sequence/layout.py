@@ -39,7 +39,9 @@ class SequenceLayout:
         for modality in self.codes:
             span = self.codes[modality]
             if (span.open, span.close, span.begin) != (at, at + 1, at + 2) or span.size < 1 or span.length < 1:
-                raise LayoutError(f"code range of {modality} does not follow the token before it; expected open id {at}")
+                raise LayoutError(
+                    f"code range of {modality} does not follow the token before it; expected open id {at}"
+                )
             at = span.begin + span.size
 
     @classmethod

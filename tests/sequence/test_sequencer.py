@@ -3,7 +3,7 @@
 import pytest
 
 from anyloop.modality import Modality
-from anyloop.sequence import Codes, LayoutError, Sequencer, SequenceLayout, Turn
+from anyloop.sequence import Codes, LayoutError, SequenceLayout, Sequencer, Turn
 from tests.models.random_omni import build_random_omni
 
 IMAGE = Codes(Modality.IMAGE, tuple(range(16)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anyloop.modality import Modality
-from anyloop.sequence import Codes, OutputGrammar, SegmentStream, Sequencer, SequenceLayout
+from anyloop.sequence import Codes, OutputGrammar, SegmentStream, SequenceLayout, Sequencer
 from tests.models.random_omni import build_random_omni
 
 

@@ -48,7 +48,7 @@ def fit(image: np.ndarray) -> np.ndarray:
 
 
 def find_blobs(image: np.ndarray) -> list[Blob]:
-    """The coloured shapes of a uint8 picture. Edges count by how much colour they hold, so half a pixel is half a pixel."""
+    """The coloured shapes of a uint8 picture. Edge pixels count by how much colour they hold."""
     pixels = fit(image)
     saturation = pixels.max(-1) - pixels.min(-1)
     blobs = []

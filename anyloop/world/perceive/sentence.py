@@ -1,4 +1,4 @@
-"""What a sentence says: the words of each dimension, with synonyms; two different words for one dimension are UNCLEAR."""
+"""What a sentence says: the words of each dimension, with synonyms; two different ones are UNCLEAR."""
 
 import re
 

@@ -46,9 +46,7 @@ def perceive_sound(samples: np.ndarray, rate: float = 8000.0) -> dict[str, str]:
         near = [name for name, hz in FREQUENCY.items() if abs(strongest / hz - 1) < _TOLERANCE]
         pitches.append(near[0] if near else UNCLEAR)
         base = _band(spectrum, frequencies, strongest)
-        timbres.append(
-            _timbre(*(_band(spectrum, frequencies, strongest * k) / base for k in (2, 3)))
-        )
+        timbres.append(_timbre(*(_band(spectrum, frequencies, strongest * k) / base for k in (2, 3))))
     loudness = agreed("loud" if level > _LOUD_FROM else "quiet" for level in levels)
     if min(levels) < _SILENT:
         loudness = UNCLEAR

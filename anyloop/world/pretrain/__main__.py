@@ -73,7 +73,12 @@ def main() -> None:
     print(f"{parameters / 1e6:.2f} M parameters, {sequencer.layout.vocabulary_size} tokens")
     corpus = Corpus(sequencer, CodeBook(codecs, rng), Noise(options.answer_noise, options.critique_noise))
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
         job = bar.add_task("training", total=options.steps)
         smooth = [0.0, 0.0]

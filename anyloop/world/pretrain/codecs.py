@@ -64,7 +64,9 @@ def fit_codec(modality: Modality, rng: np.random.Generator, progress: Callable[[
         model.codebook.weight.copy_(codebook)
         model.unembed.weight.copy_(basis.T)
         model.unembed.bias.copy_(mean)
-    error = (model.decode(model.encode(to_codec(modality, np.stack(media[:64])))) - to_codec(modality, np.stack(media[:64])))
+    error = model.decode(model.encode(to_codec(modality, np.stack(media[:64])))) - to_codec(
+        modality, np.stack(media[:64])
+    )
     progress(f"{modality} codec: {len(patches)} patches, RMS error {error.square().mean().sqrt():.4f}")
     return model.eval()
 

@@ -87,7 +87,7 @@ class Skills:
         return _by_subtask(asked, right)
 
     def critique(self, split: Split, per_subtask: int, seed: int, temperature: float = 1.0) -> dict[str, float]:
-        """Share of critiques that name exactly what is wrong (or say that nothing is); a third of the answers are right."""
+        """Share of critiques that name exactly what is wrong, or that nothing is (a third of the answers are right)."""
         rng = np.random.default_rng(seed)
         asked, prompts, judgements = [], [], []
         for subtask in SUBTASKS:

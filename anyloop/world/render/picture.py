@@ -44,7 +44,7 @@ def cell_of(position: str, slot: int) -> tuple[int, int]:
 
 
 def render_picture(scene: Picture, rng: np.random.Generator, jitter: float = 0.0) -> np.ndarray:
-    """uint8 `[64, 64, 3]`. The cells along the edge are drawn by `rng`; `jitter` moves each shape by up to so many pixels."""
+    """uint8 `[64, 64, 3]`. `rng` draws the cells along the edge; `jitter` moves each shape by up to so many pixels."""
     image = blank()
     options = _SLOTS[scene.count]
     for slot in options[int(rng.integers(len(options)))]:
