@@ -1,0 +1,1 @@
+"""Says in language what is wrong with a response."""

@@ -1,0 +1,175 @@
+"""One replica from start to end: its ports, its weights, and a clean way out. The policy and the critique service
+differ in the servicer that they build on it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from anyloop.config import Settings
+from anyloop.log import EventLog, open_log
+from anyloop.log.spool import SpooledWriter
+from anyloop.registry import Registry, announce, serving_version
+from anyloop.registry.announce import PROMOTED
+from anyloop.sequence import Sequencer
+from anyloop.telemetry.metrics import start_metrics_server
+from protos.anyloop.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
+from protos.anyloop.v1.decoder_pb2_grpc import DecoderServiceStub
+from services.hosts.interface import ModelHost
+from services.replica import control
+from services.replica.inflight import InFlight
+from services.replica.promotions import Promotions
+from services.replica.prompts import MediaCodes, PromptBuilder
+from services.replica.recorder import Recorder
+from services.replica.sampling import SamplingDefaults
+from services.replica.weights import Weights
+from services.rpc.readiness import wait_for_host
+from services.rpc.server import DRAIN_SECONDS, RpcServer
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a servicer is built from."""
+
+    host: ModelHost
+    prompts: PromptBuilder
+    media: MediaCodes
+    recorder: Recorder
+    inflight: InFlight
+    defaults: SamplingDefaults
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A service on this replica: `lineage` names its model and its checkpoints."""
+
+    lineage: str
+    service: str
+    port: int
+    control_port: int
+    register: Callable[[Any, grpc.aio.Server], None]
+    build: Callable[[Parts], Any]
+
+
+class Replica:
+    """`start()`, then wait for a signal or the end of one of `tasks`, then `stop()`. The host belongs to the caller.
+
+    Ports given as 0 are chosen: see `port` and `control_port`.
+    """
+
+    def __init__(self, settings: Settings, kind: Kind, host: ModelHost) -> None:
+        self._settings = settings
+        self._kind = kind
+        self._host = host
+        self._inflight = InFlight(settings.engine_slots + settings.engine_queue)
+        self._rpc = RpcServer(f"{settings.bind}:{kind.port}")
+        self._control = RpcServer(f"{settings.bind}:{kind.control_port}")
+        self._registry = Registry(settings.effective_registry_dir)
+        self._weights = Weights(host, kind.lineage, self._registry)
+        self.promotions = Promotions(host, self._weights, self._set_serving)
+        self._stack = AsyncExitStack()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def port(self) -> int:
+        return self._rpc.port
+
+    @property
+    def control_port(self) -> int:
+        return self._control.port
+
+    async def start(self) -> None:
+        """Listens, NOT_SERVING; the weights come in a task of their own, which turns it SERVING. Raises PortTaken."""
+        settings, kind = self._settings, self._kind
+        async with AsyncExitStack() as stack:
+            log = await asyncio.to_thread(open_log, settings.effective_log_url)
+            stack.push_async_callback(asyncio.to_thread, log.close)
+            outbox = settings.home / "spool" / kind.lineage
+            spool = SpooledWriter(partial(open_log, settings.effective_log_url), outbox)
+            await asyncio.to_thread(spool.start)
+            stack.push_async_callback(asyncio.to_thread, spool.close)
+            stack.push_async_callback(asyncio.to_thread, spool.flush, FLUSH_SECONDS)
+            stack.callback(start_metrics_server(settings.metrics_port, settings.bind))
+            channel = grpc.aio.insecure_channel(settings.decoder_target)
+            stack.push_async_callback(channel.close)
+            self._rpc.add(kind.service, kind.register, kind.build(self._parts(channel, spool)))
+            operator = control.ControlServer(self._weights, self.promotions, self._inflight, self._rpc.leave)
+            self._control.add(control.SERVICE, add_ControlServiceServicer_to_server, operator)
+            await self._rpc.start()
+            stack.push_async_callback(self._rpc.stop, 0.0)
+            await self._control.start()
+            stack.push_async_callback(self._control.stop, 0.0)
+            await self._control.set_serving(True)
+            self.tasks = [asyncio.create_task(self._follow(log)), asyncio.create_task(_watch(spool))]
+            self._stack = stack.pop_all()
+        logger.info("listening", extra={"port": self.port, "control_port": self.control_port})
+
+    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """Refuses new requests, lets running ones end within `grace` seconds, then releases everything."""
+        await self._rpc.leave()
+        cut = await self._inflight.drain(grace)
+        if cut:
+            logger.warning("%d requests were cut off after %g seconds", cut, grace)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self._rpc.stop(1.0)
+        await self._stack.aclose()
+
+    async def _follow(self, log: EventLog) -> None:
+        await wait_for_host(self._host)
+        await asyncio.to_thread(self._found, log)
+        await self.promotions.run(log)
+
+    def _found(self, log: EventLog) -> None:
+        """The base checkpoint is the root of the lineage, and serves until the log says otherwise."""
+        base = self._registry.import_base(self._kind.lineage, self._settings.model_dir)
+        if serving_version(log, self._kind.lineage) is None:
+            announce(
+                log,
+                self._kind.lineage,
+                base.version,
+                PROMOTED,
+                digest=base.weights_digest,
+                reason="the base checkpoint, before any other",
+                decided_by="base",
+            )
+
+    async def _set_serving(self, serving: bool) -> None:
+        if serving:
+            self._inflight.open()
+        await self._rpc.set_serving(serving)
+
+    def _parts(self, channel: grpc.aio.Channel, spool: SpooledWriter) -> Parts:
+        model_dir = Path(self._settings.model_dir)
+        media = MediaCodes(DecoderServiceStub(channel))
+        sequencer = Sequencer.from_pretrained(model_dir)
+        return Parts(
+            host=self._host,
+            prompts=PromptBuilder(sequencer, media, self._settings.engine_max_tokens),
+            media=media,
+            recorder=Recorder(spool, f"services/{self._kind.lineage}"),
+            inflight=self._inflight,
+            defaults=SamplingDefaults.from_pretrained(model_dir),
+        )
+
+
+class OutboxStopped(Exception):
+    """Answers can no longer be recorded."""
+
+
+async def _watch(spool: SpooledWriter) -> None:
+    """Raises OutboxStopped when the thread that drains the outbox has died."""
+    while spool.failure is None:  # noqa: ASYNC110 - a thread sets it
+        await asyncio.sleep(1.0)
+    raise OutboxStopped(f"the outbox no longer drains: {spool.failure}") from spool.failure

@@ -1,0 +1,89 @@
+"""One gRPC server: its services, health per service and for "", reflection, and a clean end on SIGTERM."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from services.rpc.errors import ErrorInterceptor
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 20.0  # how long running requests may take to end after SIGTERM
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # two replicas on one port would share requests without a word
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class PortTaken(Exception):
+    """Another process listens on the address."""
+
+
+class RpcServer:
+    """Add servicers, `start()`, and say `set_serving(True)` once requests can be answered: it begins NOT_SERVING."""
+
+    def __init__(self, address: str, max_message_bytes: int = 4 * 2**20) -> None:
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+        self._health = HealthServicer()
+        self._names: list[str] = [""]
+        self._address = address
+        self.port = 0
+
+    def add(self, name: str, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+        """`name` is the full service name, `register` the generated `add_..._to_server`."""
+        register(servicer, self._server)
+        self._names.append(name)
+
+    async def start(self) -> None:
+        """Listens; `port` is the one taken (an address may end in `:0`). Raises PortTaken."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        named = [*self._names[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        reflection.enable_server_reflection([*named, reflection.SERVICE_NAME], self._server)
+        await self.set_serving(False)
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {self._address}: is another process using it? ({error})") from error
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        for name in self._names:
+            await self._health.set(name, _SERVING if serving else _NOT_SERVING)
+
+    async def leave(self) -> None:
+        """NOT_SERVING from now on, whatever `set_serving` is told later; calls are still answered."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> None:
+        """Refuses new calls at once, gives running ones `grace` seconds, then cancels them."""
+        await self.leave()
+        await self._server.stop(grace)
+
+
+async def until_told_to_stop(tasks: Sequence[asyncio.Task[None]] = ()) -> None:
+    """Returns on SIGTERM or SIGINT, or when one of `tasks` ends: raises its error then."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    waiting = asyncio.ensure_future(told.wait())
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    for task in done:
+        if task is not waiting:
+            task.result()
+    logger.info("told to stop; finishing what runs")
