@@ -1,4 +1,4 @@
-"""`python -m trainer`: the learner. Under torchrun with several processes, rank 0 learns and the others help to train."""
+"""`python -m trainer`: the learner. Under torchrun, rank 0 learns and the other processes help to train."""
 
 import argparse
 import logging

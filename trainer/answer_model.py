@@ -14,7 +14,7 @@ from trainer.batches import Batch, TokenSequence, collate, group_by_length
 
 
 class AnswerModel(nn.Module):
-    """A causal LM that projects to the vocabulary only where an answer token is predicted; most positions are prompt."""
+    """A causal LM, projected to the vocabulary only where an answer token is predicted: most positions are prompt."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()

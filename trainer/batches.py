@@ -27,8 +27,8 @@ class TokenSequence:
 class Batch:
     """Sequences as tensors. Positions are flat indices into `rows * time`.
 
-    `input_ids` `[rows, time]`; `index` `[tokens]` the position before each answer token; `targets` `[tokens]` the answer
-    tokens; `owner` `[tokens]` their row; `last` `[rows]` the position of each sequence's final token.
+    `input_ids` `[rows, time]`; `index` `[tokens]` the position before each answer token; `targets` `[tokens]` the
+    answer tokens; `owner` `[tokens]` their row; `last` `[rows]` the position of each sequence's final token.
     """
 
     input_ids: Tensor

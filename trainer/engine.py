@@ -75,7 +75,7 @@ class AdamWEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """Several processes: DeepSpeed ZeRO with the same AdamW, schedule and clipping, so losses agree with one process."""
+    """Several processes: DeepSpeed ZeRO with the same AdamW, schedule and clipping: losses agree with one process."""
 
     def __init__(self, module: nn.Module, lr: float, total_steps: int, settings: TrainerSettings, world: World) -> None:
         import deepspeed

@@ -159,7 +159,11 @@ def _add_response(
             told = TokenSequence(asked, tuple(sequencer.answer([words])))
             found.critiques.append(Example(told, response.response_id))
         if one.feedback.feedback.refinement:
-            better = tuple(sequencer.answer([encode(part) for part in one.feedback.feedback.refinement]))
+            try:
+                better = tuple(sequencer.answer([encode(part) for part in one.feedback.feedback.refinement]))
+            except LayoutError:
+                found.left_out["refinement_that_cannot_be_encoded"] += 1
+                continue
             found.imitations.append(Example(TokenSequence(prompt, better), response.response_id))
             if weight and better != answer:
                 found.pairs.append(Pair(prompt, better, answer, "refinement", response.response_id, weight))
@@ -210,7 +214,7 @@ def _verdict_pairs(seeds: Sequence[Seed]) -> list[Pair]:
     for seed in seeds:
         if seed.verdict is True:
             right.setdefault(seed.prompt, []).append(seed)
-    pairs = []
+    pairs: list[Pair] = []
     for seed in seeds:
         better = right.get(seed.prompt)
         if seed.verdict is False and better:

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 def split_held_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
     """(to learn, to measure), by a hash of the response id: an answer is on the same side in every round."""
-    learn, measure = [], []
+    learn: list[Example] = []
+    measure: list[Example] = []
     for example in examples:
         draw = int(hashlib.sha256(example.source.encode()).hexdigest()[:8], 16) / 16**8
         (measure if draw < share else learn).append(example)

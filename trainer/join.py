@@ -76,9 +76,9 @@ def join(
 def distinct(feedback: Iterable[events_pb2.FeedbackEvent]) -> list[events_pb2.FeedbackEvent]:
     """Without repeats, oldest first."""
     seen: set[tuple[str, ...]] = set()
-    kept = []
+    kept: list[events_pb2.FeedbackEvent] = []
     for event in sorted(feedback, key=lambda one: (one.created_unix_ms, one.feedback_id)):
-        marks = {("id", event.feedback_id)}
+        marks: set[tuple[str, ...]] = {("id", event.feedback_id)}
         if event.idempotency_key:
             marks.add(("key", event.principal, event.idempotency_key))
         if not marks & seen:
@@ -90,7 +90,7 @@ def distinct(feedback: Iterable[events_pb2.FeedbackEvent]) -> list[events_pb2.Fe
 def cap_per_principal(joined: Sequence[Joined], limit: int, total: int) -> list[Joined]:
     """The first `limit` of each principal, `total` at most, so that no single voice fills a round. The rest waits."""
     count: dict[str, int] = {}
-    kept = []
+    kept: list[Joined] = []
     for one in joined:
         principal = one.feedback.principal
         if count.get(principal, 0) < limit and len(kept) < total:

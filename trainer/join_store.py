@@ -112,7 +112,7 @@ class JoinStore:
         return {(topic, partition): following for topic, partition, following in self._db.execute("TABLE position")}
 
     def mark_used(self, feedback_ids: Iterable[str]) -> None:
-        """Feedback that checkpoints already contain, when this state is younger than they are: it will not count again."""
+        """Feedback that checkpoints contain already, when this state is younger than they: it does not count again."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO feedback (id, principal, key, created, arrived, data, round)"

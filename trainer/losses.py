@@ -56,7 +56,7 @@ def gae(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) 
 
 
 def kl_rewards(logprobs: Tensor, ref_logprobs: Tensor, score: float, coefficient: float = 0.02) -> Tensor:
-    """Per-token reward `-coefficient * (logp - ref_logp)`, `[time]`, with the reward model's `score` on the last one."""
+    """Per-token reward `-coefficient * (logp - ref_logp)`, `[time]`, the reward model's `score` added to the last."""
     rewards = -coefficient * (logprobs - ref_logprobs)
     rewards[-1] += score
     return rewards

@@ -7,6 +7,7 @@ critic. Importance ratios are taken against the log-probabilities that the engin
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,7 @@ def train_ppo(
     history: list[dict[str, float]] = []
     for turn in range(settings.ppo_iterations):
         weights = lm_tensors(actor.tensors()) if turn else None
-        source = rollouts
-        sampled = world.from_rank0((lambda t=turn, w=weights: source(t, w)) if source else None)  # type: ignore[misc]
+        sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
         if not sampled:
             break
         experience, seen = collect(sampled, critic, anchor, score, layout, settings)
@@ -149,12 +149,10 @@ def update(
         mine = world.shard(chosen)
         tokens = max(sum(len(one.rollout.answer) for one in chosen), 1)
 
-        def rows(
-            group: list[int], mine: list[tuple[Experience, float]] = mine
-        ) -> tuple[Batch, list[Experience], Tensor]:
-            some = [mine[i][0] for i in group]
+        def rows(group: list[int], of: list[tuple[Experience, float]] = mine) -> tuple[Batch, list[Experience], Tensor]:
+            some = [of[i][0] for i in group]
             batch = collate([one.rollout.sequence for one in some])
-            return batch, some, torch.tensor([mine[i][1] for i in group])[batch.owner]
+            return batch, some, torch.tensor([of[i][1] for i in group])[batch.owner]
 
         def policy_part(group: list[int], whole: int = tokens) -> Tensor:
             batch, some, weights = rows(group)

@@ -25,8 +25,12 @@ def publish_weights(
     parent_version: str,
     offsets: Mapping[str, Mapping[str, int]] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    version: str | None = None,
 ) -> Manifest:
-    """A new version of `lineage`: the parent's files with new weights, under the tensor names of the parent's file."""
+    """A new version of `lineage`: the parent's files with new weights, under the tensor names of the parent's file.
+
+    `version` defaults to the lineage's next number.
+    """
     names = stored_names(parent)
     weights = {name: tensors[name].float().contiguous().clone() for name in names}
 
@@ -43,6 +47,7 @@ def publish_weights(
         weights_digest=weights_digest(weights),
         offsets=offsets or {},
         metrics=metrics or {},
+        version=version,
     )
 
 

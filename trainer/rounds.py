@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from anyloop.registry import Manifest, Registry, announce, checkpoint_events, se
 from anyloop.sequence import LayoutError, Segment, Sequencer
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2, types_pb2
+from trainer.batches import TokenSequence
 from trainer.clients import SampleRequest, ServiceError, Services, gather
 from trainer.config import TrainerSettings
 from trainer.distributed import World
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
 REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
-ROLLOUT_LINEAGE = "rollout"  # weights of an unfinished PPO run, staged for sampling, never announced
+ROLLOUT = "policy-rollout-"  # weights of an unfinished PPO run, staged for sampling, never announced
 
 
 @dataclass
@@ -256,8 +258,8 @@ class RoundRunner:
             if weights is not None:
                 await self._clear_rollouts(services)
                 start = self._registry.path(policy)
-                staged = publish_weights(self._registry, ROLLOUT_LINEAGE, start, weights, parent_version=policy)
-                version = staged.version
+                version = f"{ROLLOUT}{claimed.key}-{turn}-{uuid.uuid4().hex[:8]}"
+                publish_weights(self._registry, "policy", start, weights, parent_version=policy, version=version)
                 await services.stage(version)
             requests = [
                 SampleRequest(
@@ -283,9 +285,10 @@ class RoundRunner:
 
     async def _clear_rollouts(self, services: Services) -> None:
         """Unloads and deletes staged rollout weights, those of a killed run included."""
-        for version in self._registry.versions(ROLLOUT_LINEAGE):
-            await services.unstage(version)
-            self._registry.delete(version)
+        for version in self._registry.versions("policy"):
+            if version.startswith(ROLLOUT):
+                await services.unstage(version)
+                self._registry.delete(version)
 
     # Publishing and the gate
 
@@ -395,9 +398,7 @@ class RoundRunner:
         return asyncio.run(run())
 
 
-def _answered(seed: Seed) -> Any:
-    from trainer.batches import TokenSequence
-
+def _answered(seed: Seed) -> TokenSequence:
     return TokenSequence(seed.prompt, seed.answer)
 
 

@@ -1,0 +1,176 @@
+"""The gate's loop: for every undecided candidate, stage, evaluate, decide, announce."""
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from anyloop.config import Settings
+from anyloop.log import EventLog
+from anyloop.media.store import MediaStore
+from anyloop.registry import CheckpointError, Registry, announce, checkpoint_events, serving_version
+from anyloop.telemetry import metrics
+from protos.anyloop.v1 import events_pb2
+from trainer.clients import ServiceError, Services
+from trainer.gate.bootstrap import mean_by_subtask, paired_gain
+from trainer.gate.config import GateSettings
+from trainer.gate.decision import Decision, decide
+from trainer.gate.evaluation import Evaluation, EvaluationCache, evaluate
+from trainer.gate.suite import Suite
+
+log = logging.getLogger(__name__)
+
+CANDIDATE = events_pb2.CheckpointEvent.STATE_CANDIDATE
+POLL_S = 0.3
+
+
+class Gate:
+    def __init__(
+        self,
+        settings: Settings,
+        gate: GateSettings,
+        event_log: EventLog,
+        registry: Registry,
+        media: MediaStore,
+        suite: Suite,
+    ) -> None:
+        self._settings, self._gate = settings, gate
+        self._log, self._registry, self._media, self._suite = event_log, registry, media, suite
+        names = [prompt.id for prompt in suite.prompts()]
+        self._cache = EvaluationCache(settings.home / "gate", gate.suite, names, gate)
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set. A candidate left undecided by a killed gate is taken up again."""
+        while not stop.is_set():
+            event = self.next_candidate()
+            if event is None:
+                stop.wait(POLL_S)
+                continue
+            try:
+                self.decide(event)
+            except ServiceError as error:
+                log.warning("%s cannot be evaluated now: %s", event.version, error)
+                stop.wait(self._gate.retry_s)
+
+    def next_candidate(self) -> events_pb2.CheckpointEvent | None:
+        """The newest policy candidate without a decision; those it has overtaken are rejected."""
+        waiting: dict[str, events_pb2.CheckpointEvent] = {}
+        for _, event in checkpoint_events(self._log, "policy"):
+            if event.state == CANDIDATE:
+                waiting[event.version] = event
+            else:
+                waiting.pop(event.version, None)
+        if not waiting:
+            return None
+        *overtaken, newest = waiting.values()
+        for event in overtaken:
+            self._announce(event, Decision(False, f"overtaken by {newest.version}"), {})
+        return newest
+
+    def decide(self, event: events_pb2.CheckpointEvent) -> Decision:
+        """Evaluates one candidate and announces the outcome. Raises ServiceError when a service is away."""
+        began = time.monotonic()
+        try:
+            self._registry.verify(event.version)
+        except CheckpointError as error:
+            return self._announce(event, Decision(False, f"the checkpoint is not whole: {error}"), {})
+        while True:
+            serving = serving_version(self._log, "policy") or event.parent
+            try:
+                before, after = asyncio.run(self._evaluate_both(serving, event.version))
+            except ServiceError as error:
+                if error.retriable:
+                    raise
+                return self._announce(event, Decision(False, f"the replica refused it: {error}"), {})
+            if (serving_version(self._log, "policy") or event.parent) == serving:
+                break
+            log.info("another version was promoted meanwhile: comparing %s again", event.version)
+        gain = paired_gain(
+            after.subtasks,
+            before.successes,
+            after.successes,
+            confidence=self._gate.confidence,
+            resamples=self._gate.resamples,
+        )
+        rates = {one.version: mean_by_subtask(one.subtasks, one.successes) for one in (before, after)}
+        unanswered = after.unanswered / max(len(after.prompts) * self._gate.samples, 1)
+        decision = decide(gain, rates[before.version], rates[after.version], unanswered, self._gate)
+        report = {
+            "suite": self._gate.suite,
+            "serving": before.version,
+            "candidate": after.version,
+            "prompts": len(after.prompts),
+            "gain": asdict(gain),
+            "confidence": self._gate.confidence,
+            "subtasks": {
+                name: {"before": rates[before.version][name], "after": rates[after.version][name]}
+                for name in rates[before.version]
+            },
+            "before": sum(rates[before.version].values()) / len(rates[before.version]),
+            "after": sum(rates[after.version].values()) / len(rates[after.version]),
+            "unanswered": after.unanswered,
+            "failed": after.failed,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        return self._announce(event, decision, report)
+
+    async def _evaluate_both(self, serving: str, candidate: str) -> tuple[Evaluation, Evaluation]:
+        """The serving version (from the cache where it can be) and the candidate, staged for it."""
+        gate = self._gate
+        async with Services(self._settings, gate.concurrency, gate.request_timeout_s) as services:
+            before = self._cache.get(serving)
+            if before is None:
+                resident = {weights.version for weights in (await services.status("policy")).weights}
+                if serving not in resident:  # promoted a moment ago, and the replica has not switched yet
+                    await services.stage(serving)
+                before = await evaluate(services, self._suite, self._media, serving, gate)
+                if before.unanswered > gate.max_errors * len(before.prompts) * gate.samples:
+                    raise ServiceError(f"{serving} left {before.unanswered} prompts unanswered", retriable=True)
+                self._cache.put(before)
+            staged = await services.stage(candidate)
+            promised = self._registry.manifest(candidate).weights_digest
+            if staged.digest and staged.digest != promised:
+                await services.unstage(candidate)
+                raise ServiceError(
+                    f"the staged weights have digest {staged.digest}, the manifest says {promised}", retriable=False
+                )
+            after = self._cache.get(candidate)
+            if after is None:
+                after = await evaluate(services, self._suite, self._media, candidate, gate)
+                self._cache.put(after)
+        return before, after
+
+    def _announce(self, event: events_pb2.CheckpointEvent, decision: Decision, report: dict[str, Any]) -> Decision:
+        """Into the manifest, the log and the metrics; a rejected candidate leaves the replica."""
+        state = "promoted" if decision.promote else "rejected"
+        try:
+            self._registry.record_gate(event.version, {"outcome": state, "reason": decision.reason, **report})
+        except CheckpointError as error:
+            log.warning("the decision does not stand in the manifest of %s: %s", event.version, error)
+        announce(
+            self._log,
+            "policy",
+            event.version,
+            state,
+            parent=event.parent,
+            digest=event.digest,
+            reason=decision.reason,
+            decided_by="gate",
+            report=report,
+        )
+        metrics.GATE_DECISIONS.labels(state).inc()
+        log.info("%s: %s, %s", event.version, state, decision.reason)
+        if not decision.promote:
+            asyncio.run(self._unstage(event.version))
+        return decision
+
+    async def _unstage(self, version: str) -> None:
+        async with Services(self._settings, attempts=2) as services:
+            try:
+                resident = {weights.version for weights in (await services.status("policy")).weights}
+                if version in resident:
+                    await services.unstage(version)
+            except ServiceError as error:
+                log.warning("%s may still be resident: %s", version, error)
