@@ -112,7 +112,7 @@ async def begin(events: Events) -> Events:
 
 
 class EventStream(Response):
-    """Streams `lines`; at its end, or when the client disconnects, closes `source`, which cancels everything behind it."""
+    """Streams `lines`; at the end, or when the client disconnects, closes `source`: that cancels what is behind it."""
 
     media_type = "text/event-stream"
 
