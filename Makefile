@@ -12,7 +12,7 @@ STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
 export OMP_NUM_THREADS ?= 1
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Virtual environment in .venv with everything installed
 

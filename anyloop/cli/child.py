@@ -1,9 +1,9 @@
 """A supervised process: its own session, its output in a file, and no life after the supervisor's.
 
 Run as a program (`python -m anyloop.cli.child PARENT ARGV...`) this module is the first thing in the child: it asks the
-kernel for a SIGTERM when its parent dies, then becomes ARGV. A `preexec_fn` would do the same, but forks a process whose
-gRPC threads hold locks. What the child starts carries its mark in the environment, so that `kill` finds all of it, in
-whatever session and whoever its parent is by then.
+kernel for a SIGTERM when its parent dies, then becomes ARGV. A `preexec_fn` would do the same, but forks a process
+whose gRPC threads hold locks. What the child starts carries its mark in the environment, so that `kill` finds all of
+it, in whatever session and whoever its parent is by then.
 """
 
 import contextlib
@@ -56,11 +56,12 @@ class Child:
 
     def kill(self) -> None:
         """Ends every process that carries the mark, and waits for the child itself."""
-        for pid in marked(self._mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self._process.poll() is None:
-            self._process.kill()
+        while found := marked(self._mark):  # again: one of them may have forked meanwhile
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.poll()
+        self._process.kill()
         self._process.wait()
 
     def log_tail(self, lines: int = 20) -> str:

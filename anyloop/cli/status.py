@@ -1,7 +1,5 @@
 """`anyloop status`: is everything up, what serves, how far has the trainer come."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +18,7 @@ def status(
 
     Exit code 3 when the gateway is not ready.
     """
+    from anyloop.cli.journal import Journal
     from anyloop.cli.replicas import replica_status
     from anyloop.cli.rest import GatewayClient
     from anyloop.cli.runfile import addresses, gateway_url
@@ -35,7 +34,7 @@ def status(
         "up": {"pid": described["pid"], "services": described["services"]} if described else None,
         "replicas": {name: message_dict(reply) if reply else None for name, reply in replicas.items()},
         "log": _log_counts(settings),
-        "rounds": last_rounds(settings.home / "trainer" / "rounds.jsonl"),
+        "last_round": next(reversed(Journal(settings.home / "trainer" / "rounds.jsonl").rounds()), None),
     }
     if as_json:
         print_json(report)
@@ -43,15 +42,6 @@ def status(
         _print(report)
     if not ready:
         raise typer.Exit(ExitCode.UNREACHABLE)
-
-
-def last_rounds(path: Path, count: int = 1) -> list[dict[str, Any]]:
-    """The newest records that the trainer wrote of its rounds, oldest first; a half-written last line is left out."""
-    try:
-        lines = path.read_text().split("\n")[:-1]
-    except OSError:
-        return []
-    return [json.loads(line) for line in lines[-count:] if line]
 
 
 def _log_counts(settings: Settings) -> dict[str, int] | None:
@@ -84,6 +74,7 @@ def _print(report: dict[str, Any]) -> None:
     for topic, count in (report["log"] or {}).items():
         if count or not topic.endswith(".dlq"):
             table.add_row(topic, str(count), "events")
-    for record in report["rounds"]:
-        table.add_row("last round", "", json.dumps(record)[:160])
+    if last := report["last_round"]:
+        took = sum((last.get("seconds") or {}).values())
+        table.add_row("last round", str(last.get("outcome", "")), f"round {last.get('round')}, {took:.0f} s")
     console.print(table)

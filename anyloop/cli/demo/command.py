@@ -3,17 +3,16 @@
 import json
 import os
 import platform
+import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anyloop.cli.exits import CommandError
+from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import console, errors, print_json
 from anyloop.cli.up import Algorithm, Host, PortOffset, local_settings, prepare_home
 
@@ -32,9 +31,14 @@ def demo(
     algorithm: Algorithm = "dpo",
     host: Host = None,
     port_offset: PortOffset = 0,
-    out: Annotated[Path, typer.Option(help="Folder of demo-report.json and demo-report.html.")] = Path("demo-out"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of demo-report.json, demo-report.html and demo-home (logs).")
+    ] = Path("demo-out"),
     keep_home: Annotated[
-        bool, typer.Option("--keep-home", help="Use the home folder and what it has learned, not a fresh one.")
+        bool,
+        typer.Option(
+            "--keep-home", help="Go on with the home folder (--home) and what it has learned, not with a fresh one."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print demo-report.json on stdout at the end.")] = False,
 ) -> None:
@@ -48,17 +52,10 @@ def demo(
     plan = DemoPlan(rounds=rounds, prompts=prompts, eval_prompts=eval_prompts, seed=seed, traffic=traffic)
     out.mkdir(parents=True, exist_ok=True)
     screen = errors if as_json else console
-    with ExitStack() as stack:
-        settings = local_settings(host)
-        if not keep_home:
-            # A run must not learn from the one before: its "before" would be another's "after".
-            settings.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="anyloop-demo-")))
-        try:
-            results = _run(plan, settings, algorithm, port_offset, screen)
-        except BaseException:
-            _keep_logs(settings.home / "logs", out / "logs")
-            raise
-        _keep_logs(settings.home / "logs", out / "logs")
+    settings = local_settings(host)
+    if not keep_home:
+        settings.home = _fresh_home(out.absolute() / "demo-home")
+    results = _run(plan, settings, algorithm, port_offset, screen)
     document = _write(results, out)
     if as_json:
         print_json(document)
@@ -121,6 +118,7 @@ def _tell(
     from anyloop.cli.demo.screen import Screen
     from anyloop.cli.demo.story import Story
     from anyloop.cli.demo.traffic import Traffic
+    from anyloop.cli.journal import Journal
     from anyloop.cli.rest import GatewayClient
     from anyloop.log import open_log
 
@@ -136,7 +134,7 @@ def _tell(
             CheckpointTopic(log),
             traffic,
             screen,
-            rounds_file=settings.home / "trainer" / "rounds.jsonl",
+            journal=Journal(settings.home / "trainer" / "rounds.jsonl"),
             policy_metrics_url=topology.urls["metrics (policy)"],
             alive=alive,
         )
@@ -157,13 +155,13 @@ def _write(results: "Results", out: Path) -> dict[str, Any]:
     return document
 
 
-def _keep_logs(logs: Path, destination: Path) -> None:
-    """The services' logs outlive the temporary home: they explain a run."""
-    import shutil
-
-    if logs.exists():
-        shutil.rmtree(destination, ignore_errors=True)
-        shutil.copytree(logs, destination)
+def _fresh_home(home: Path) -> Path:
+    """An empty home: a run that began with what another learned would measure nothing. Raises CommandError."""
+    if home.exists() and not (home / "up.lock").exists() and any(home.iterdir()):
+        raise CommandError(f"{home} is not from a demo: remove it, or choose another --out", ExitCode.USAGE)
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    return home
 
 
 def _summary(results: "Results", out: Path, screen_console: Any) -> None:

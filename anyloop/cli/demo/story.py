@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ from anyloop.cli.demo.results import DemoPlan, Round, SideBySide, Swap
 from anyloop.cli.demo.screen import Screen
 from anyloop.cli.demo.traffic import Traffic
 from anyloop.cli.exits import CommandError
+from anyloop.cli.journal import Journal
 from anyloop.cli.rest import GatewayClient
 from anyloop.world import SUBTASKS, tasks
 from anyloop.world.annotate import Annotator
@@ -38,7 +38,7 @@ class Story:
         traffic: Traffic,
         screen: Screen,
         *,
-        rounds_file: Path,
+        journal: Journal,
         policy_metrics_url: str,
         alive: Callable[[], None],
     ) -> None:
@@ -47,7 +47,7 @@ class Story:
         self._checkpoints = checkpoints
         self._traffic = traffic
         self._screen = screen
-        self._rounds_file = rounds_file
+        self._journal = journal
         self._metrics_url = policy_metrics_url
         self._alive = alive
         self._held_out = questions("heldout", plan.eval_prompts, plan.seed)
@@ -67,7 +67,7 @@ class Story:
         seconds: dict[str, float] = {}
         label = f"round {number}"
         self._checkpoints.news()  # what was announced before belongs to earlier rounds
-        records_before = len(self._records())
+        records_before = len(self._journal.rounds())
 
         begun = time.monotonic()
         exchanges = self._ask(label)
@@ -146,22 +146,26 @@ class Story:
     def _decision(self, label: str, records_before: int) -> tuple[Announcement | None, Announcement | None]:
         """The policy candidate of this round and what the gate said; (None, None) when the trainer made none."""
         candidate = None
+        phase = self._journal.newest_phase()
+        failures = len(self._journal.failures())
         deadline = time.monotonic() + self._plan.decision_timeout_s
         with self._screen.phase(f"{label}: the trainer learns", None) as advance:
             while time.monotonic() < deadline:
                 for event in self._checkpoints.news():
-                    if event.lineage == "critique" and event.state == "promoted":
-                        self._screen.rename(f"{label}: critique model {event.version} learned; now the policy")
-                    elif event.lineage == "policy" and event.state == "candidate":
+                    if event.lineage == "policy" and event.state == "candidate":
                         candidate = event
                         self._screen.rename(f"{label}: the gate evaluates {event.version}")
                     elif event.lineage == "policy" and event.state in ("promoted", "rejected"):
                         return candidate, event
-                if candidate is None and len(self._records()) > records_before:
+                if candidate is None and len(self._journal.rounds()) > records_before:
                     self._screen.say(
                         f"{label}: the trainer made no candidate: {json.dumps(self._record(records_before))}"
                     )
                     return None, None
+                if candidate is None and phase != (phase := self._journal.newest_phase()):
+                    self._screen.rename(f"{label}: the trainer learns ({phase} done)")
+                if len(self._journal.failures()) > failures + 1:
+                    raise CommandError(f"{label}: the trainer failed twice: {self._journal.failures()[-1]}")
                 self._tick(advance)
                 time.sleep(_POLL_S)
         raise CommandError(
@@ -204,18 +208,10 @@ class Story:
                         found[suffix] += sample.value
         return found["_count"], found["_sum"]
 
-    def _records(self) -> list[dict[str, Any]]:
-        """The trainer's records of its rounds; a line still being written is left out."""
-        try:
-            lines = self._rounds_file.read_text().split("\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line]
-
     def _record(self, index: int) -> dict[str, Any]:
         """The record of a round; the trainer writes it after the decision, so wait for it a little."""
         for _ in range(40):
-            records = self._records()
+            records = self._journal.rounds()
             if len(records) > index:
                 return records[-1]
             time.sleep(_POLL_S)

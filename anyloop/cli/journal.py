@@ -1,0 +1,33 @@
+"""The trainer's journal (`home/trainer/rounds.jsonl`), as a reader in another process sees it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Reads the file anew at each call; there need not be one yet. A line still being written is left out."""
+
+    path: Path
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records of finished rounds, oldest first."""
+        return [record for record in self._records() if record.get("event") == "round"]
+
+    def newest_phase(self) -> str:
+        """The phase of a round that ended last; empty when none has."""
+        phases = [record["phase"] for record in self._records() if record.get("event") == "phase"]
+        return str(phases[-1]) if phases else ""
+
+    def failures(self) -> list[str]:
+        """Why rounds failed, oldest first; the trainer tries a failed round again."""
+        return [str(record.get("reason")) for record in self._records() if record.get("event") == "failure"]
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            lines = self.path.read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line]
