@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 TENSOR = "PAYLOAD"  # the one input and the one output of every Triton model
+TARGET = "model"  # the key of a request that names the program, where several share a Triton model
 _LENGTH = struct.Struct("<I")
 _DTYPES = frozenset({"float32", "float64", "int64", "int32", "uint8", "bool"})
 

@@ -18,7 +18,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from services.hosts.interface import HostError, ModelHost
-from services.hosts.payload import TENSOR, pack, unpack
+from services.hosts.payload import TARGET, TENSOR, pack, unpack
+from services.hosts.placement import triton_model, triton_models
 
 
 class TritonHost(ModelHost):
@@ -35,8 +36,8 @@ class TritonHost(ModelHost):
     async def ready(self) -> bool:
         try:
             async with asyncio.timeout(5.0):
-                for model in self._models:
-                    if not await self._client.is_model_ready(model):
+                for name in triton_models(self._models):
+                    if not await self._client.is_model_ready(name):
                         return False
             return True
         except (InferenceServerException, TimeoutError, grpc.RpcError):
@@ -49,10 +50,13 @@ class TritonHost(ModelHost):
         *,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> AsyncGenerator[dict[str, Any], None]:
+        if model not in self._models:
+            raise HostError("NOT_FOUND", f"model {model!r} is not open here (open: {', '.join(self._models)})")
         done = asyncio.Event()
 
         async def inputs() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model, "inputs": [_tensor(request)], "outputs": [InferRequestedOutput(TENSOR)]}
+            tensor = _tensor({**request, TARGET: model})
+            yield {"model_name": triton_model(model), "inputs": [tensor], "outputs": [InferRequestedOutput(TENSOR)]}
             await done.wait()  # a stream whose sending half is closed cannot be told from one that is finished
 
         responses = self._client.stream_infer(inputs(), stream_timeout=timeout)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.hosts.interface import MODELS
+from services.hosts.placement import triton_models
 from services.triton.repository import build_repository
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +98,7 @@ def server_command(
         f"--metrics-port={ports.metrics}",
         "--exit-timeout-secs=10",
     ]
-    return command + [f"--load-model={model}" for model in models]
+    return command + [f"--load-model={name}" for name in triton_models(models)]
 
 
 class TritonServer:
@@ -141,7 +142,7 @@ class TritonServer:
     def ready(self) -> bool:
         """True when the server and all its models are ready. Raises TritonError when it has died."""
         self._raise_if_dead()
-        paths = ["v2/health/ready", *(f"v2/models/{model}/ready" for model in self._models)]
+        paths = ["v2/health/ready", *(f"v2/models/{name}/ready" for name in triton_models(self._models))]
         return all(self._answers(path) for path in paths)
 
     def wait_ready(self, timeout: float = 120.0) -> None:

@@ -5,8 +5,10 @@ Only Triton can import this module: `triton_python_backend_utils` exists in its 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import threading
 from typing import Any
 
@@ -16,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from anyloop.config import Settings
 from services.hosts.interface import HostError
-from services.hosts.payload import TENSOR, pack, unpack
+from services.hosts.payload import TARGET, TENSOR, pack, unpack
 from services.hosts.program import Cancel, Program, open_program
 
 CANCEL_POLL_SECONDS = 0.02
@@ -29,8 +31,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         torch.set_num_threads(1)  # two threads of one process fight for the cores that the others need
         logging.basicConfig(level=logging.INFO, format=f"{args['model_name']}: %(levelname)s %(message)s")
-        name = json.loads(args["model_config"])["name"]
-        self._program: Program = open_program(name, Settings())
+        names = json.loads(args["model_config"])["parameters"]["programs"]["string_value"].split(",")
+        settings = Settings()
+        self._programs: dict[str, Program] = {name: open_program(name, settings) for name in names}
         self._open: dict[_Answer, Cancel] = {}
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -43,7 +46,10 @@ class TritonPythonModel:
             answer = _Answer(request.get_response_sender())
             try:
                 tensor = pb_utils.get_input_tensor_by_name(request, TENSOR)
-                cancel = self._program.submit(unpack(tensor.as_numpy().tobytes()), answer.send)
+                message = unpack(tensor.as_numpy().tobytes())
+                cancel = self._program(message.pop(TARGET, "")).submit(message, answer.send)
+            except HostError as error:
+                answer.send(error.to_payload(), True)
             except ValueError as error:
                 answer.send(HostError("INVALID_ARGUMENT", str(error)).to_payload(), True)
             except Exception as error:
@@ -53,13 +59,21 @@ class TritonPythonModel:
                 self._open[answer] = cancel
                 self._wake.set()
 
+    def _program(self, name: str) -> Program:
+        if name in self._programs:
+            return self._programs[name]
+        raise HostError("NOT_FOUND", f"model {name!r} is not served here; served: {', '.join(self._programs)}")
+
     def finalize(self) -> None:
         self._stopping.set()
         self._wake.set()
-        self._program.close()
+        for program in self._programs.values():
+            program.close()
         self._poller.join(5.0)
         for answer in list(self._open):
             answer.send(HostError("UNAVAILABLE", "the model is being unloaded").to_payload(), True)
+        # All is sent. Taking torch's modules apart object by object would hold Triton's exit up for 5-7 s.
+        atexit.register(os._exit, 0)
 
     def _poll_cancelled(self) -> None:
         """Triton does not tell a model that a client has gone: it must be asked, and not on the engine's thread."""

@@ -1,8 +1,7 @@
-"""Writes the Triton model repository: one folder per model, each a thin wrapper around a program of this repository.
+"""Writes the Triton model repository: one folder per Triton model, each a thin wrapper around our programs.
 
-Five models, five stub processes. Policy and critique want a core each and their own failure domain; the three codecs
-are apart because a replica may serve any subset of them. Nothing in the repository names a machine: models read
-`ANYLOOP_*` settings and import `services` and `anyloop` from `PYTHONPATH`, so it runs in NVIDIA's image as it is.
+`services.hosts.placement` says which programs share a Triton model. Nothing in the repository names a machine: models
+read `ANYLOOP_*` settings and import `services` and `anyloop` from `PYTHONPATH`, so it runs in NVIDIA's image as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from services.hosts.interface import MODELS
 from services.hosts.payload import TENSOR
+from services.hosts.placement import triton_models
 
 MODEL_PY = '''"""Triton loads this file; the model itself is `services.triton.model`."""
 
@@ -27,26 +27,25 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-def model_config(model: str) -> str:
-    """The `config.pbtxt` of one model. Raises ValueError for a name that is no model of ours."""
-    if model not in MODELS:
-        raise ValueError(f"no such model: {model}; the models are {', '.join(MODELS)}")
+def model_config(name: str, programs: Sequence[str]) -> str:
+    """The `config.pbtxt` of one Triton model that runs `programs`."""
     # Decoupled: any number of answers per request. Batching is the engine's own, so Triton's stays off.
-    return f"""name: "{model}"
+    return f"""name: "{name}"
 backend: "python"
 max_batch_size: 0
 model_transaction_policy {{ decoupled: true }}
 input [ {{ name: "{TENSOR}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
 output [ {{ name: "{TENSOR}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+parameters {{ key: "programs" value: {{ string_value: "{",".join(programs)}" }} }}
 """
 
 
 def build_repository(directory: Path, models: Sequence[str] = MODELS) -> Path:
     """Writes (or rewrites) the repository at `directory` and returns it."""
-    for model in models:
-        version = directory / model / "1"
+    for name, programs in triton_models(models).items():
+        version = directory / name / "1"
         version.mkdir(parents=True, exist_ok=True)
-        (directory / model / "config.pbtxt").write_text(model_config(model))
+        (directory / name / "config.pbtxt").write_text(model_config(name, programs))
         (version / "model.py").write_text(MODEL_PY)
     return directory
