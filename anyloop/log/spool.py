@@ -264,18 +264,22 @@ class SpooledWriter:
         if rest:
             logger.warning("%s ends in %d bytes of an event that was never accepted", path.name, rest)
         path.unlink()
-        self._leave(rest)
+        self._next_segment()
 
     def _set_aside(self, path: Path, error: SegmentCorrupted) -> None:
         logger.error("outbox segment set aside as %s.corrupted, for a person to look at: %s", path.name, error)
-        rest = path.stat().st_size - self._cursor
         path.rename(path.with_name(f"{path.name}.corrupted"))
-        self._leave(rest)
+        self._next_segment()
 
-    def _leave(self, rest: int) -> None:
+    def _next_segment(self) -> None:
         sync_directory(self._directory)
         with self._state:
-            self._pending -= rest
+            # Counted anew: what is gone may have held bytes that no put accounts for, of an event cut short.
+            writer = self._writer
+            self._pending = sum(
+                writer.size if writer is not None and writer.path == path else path.stat().st_size
+                for path in self._segments()
+            )
             self._cursor = 0
             metrics.LOG_SPOOL_BYTES.set(self._pending)
             self._state.notify_all()
