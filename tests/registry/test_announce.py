@@ -1,0 +1,148 @@
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from anyloop.log import CHECKPOINTS, Event, EventLog, LogError
+from anyloop.log.sqlite_log import SqliteLog
+from anyloop.registry import CheckpointWatcher, announce, checkpoint_events, serving_version
+from anyloop.registry.announce import CANDIDATE, PROMOTED, REJECTED
+from protos.anyloop.v1 import events_pb2
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    with SqliteLog(tmp_path / "log.db") as opened:
+        opened.ensure_topics()
+        yield opened
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def test_before_any_promotion_nothing_serves(log: EventLog) -> None:
+    announce(log, "policy", "policy-000001", CANDIDATE)
+    assert serving_version(log, "policy") is None
+
+
+def test_the_newest_promotion_of_the_lineage_serves_and_going_back_is_a_promotion(log: EventLog) -> None:
+    announce(log, "policy", "policy-000000", PROMOTED)
+    announce(log, "policy", "policy-000001", PROMOTED)
+    announce(log, "critique", "critique-000007", PROMOTED)
+    announce(log, "policy", "policy-000002", REJECTED)
+    assert serving_version(log, "policy") == "policy-000001"
+    announce(log, "policy", "policy-000000", PROMOTED, decided_by="alice", reason="rollback")
+    assert serving_version(log, "policy") == "policy-000000"
+    assert serving_version(log, "critique") == "critique-000007"
+
+
+def test_an_announcement_says_everything_it_was_given(log: EventLog) -> None:
+    announce(
+        log,
+        "policy",
+        "policy-000001",
+        "rejected",
+        parent="policy-000000",
+        digest="d",
+        reason="t2i fell by 9 points",
+        decided_by="gate",
+        report={"mean": 0.5},
+    )
+    ((offset, message),) = checkpoint_events(log, "policy")
+    assert offset == 0
+    assert (message.lineage, message.version, message.parent) == ("policy", "policy-000001", "policy-000000")
+    assert (message.state, message.digest) == (REJECTED, "d")
+    assert (message.reason, message.decided_by) == ("t2i fell by 9 points", "gate")
+    assert json.loads(message.report_json) == {"mean": 0.5}
+    assert abs(message.created_unix_ms - time.time() * 1000) < 60_000
+    (record,) = log.read(CHECKPOINTS)
+    assert record.event.key == "policy-000001"  # compaction keeps the newest announcement of each version
+
+
+def test_an_unknown_state_is_refused(log: EventLog) -> None:
+    with pytest.raises(ValueError):
+        announce(log, "policy", "v", "approved")
+
+
+class TestWatcher:
+    def test_begins_with_the_newest_of_each_lineage_and_goes_on_with_all(self, log: EventLog) -> None:
+        seen: list[str] = []
+        announce(log, "policy", "policy-000000", PROMOTED)
+        announce(log, "critique", "critique-000000", PROMOTED)
+        announce(log, "policy", "policy-000001", PROMOTED)
+        with CheckpointWatcher(log, lambda event: seen.append(event.version)):
+            until(lambda: len(seen) == 2)
+            assert seen == ["critique-000000", "policy-000001"]
+            announce(log, "policy", "policy-000002", PROMOTED)
+            announce(log, "policy", "policy-000003", CANDIDATE)
+            announce(log, "policy", "policy-000001", PROMOTED)
+            until(lambda: len(seen) == 4)
+        assert seen[2:] == ["policy-000002", "policy-000001"]
+
+    def test_shows_only_the_lineages_and_states_asked_for(self, log: EventLog) -> None:
+        seen: list[str] = []
+        watcher = CheckpointWatcher(
+            log, lambda event: seen.append(event.version), lineages=["policy"], states=[CANDIDATE], from_latest=False
+        )
+        for number in range(2):
+            announce(log, "critique", f"critique-{number}", CANDIDATE)
+            announce(log, "policy", f"policy-{number}", CANDIDATE)
+            announce(log, "policy", f"policy-{number}", REJECTED)
+        with watcher:
+            until(lambda: len(seen) == 2)
+        assert seen == ["policy-0", "policy-1"]
+
+    def test_a_failing_callback_and_a_poisonous_announcement_do_not_end_it(self, log: EventLog) -> None:
+        seen: list[str] = []
+
+        def callback(event: events_pb2.CheckpointEvent) -> None:
+            seen.append(event.version)
+            if event.version == "bad":
+                raise RuntimeError("swap failed")
+
+        with CheckpointWatcher(log, callback) as watcher:
+            announce(log, "policy", "bad", PROMOTED)
+            broken = Event.wrap(events_pb2.CheckpointEvent(), key="k", source="tests")
+            log.append(
+                CHECKPOINTS, Event(broken.id, broken.source, "anyloop.v1.CheckpointEvent", broken.time, "k", b"\xff")
+            )
+            announce(log, "policy", "good", PROMOTED)
+            until(lambda: "good" in seen)
+            assert watcher.alive
+            assert watcher.failure is None
+
+    def test_waits_for_a_log_that_is_away(self, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("anyloop.registry.watcher._RETRY_SECONDS", 0.05)
+        announce(log, "policy", "policy-000001", PROMOTED)
+        back = threading.Event()
+        real = log.end_offsets
+
+        def end_offsets(topic: str) -> dict[int, int]:
+            if not back.is_set():
+                raise LogError("away", retriable=True)
+            return real(topic)
+
+        monkeypatch.setattr(log, "end_offsets", end_offsets)
+        seen: list[str] = []
+        with CheckpointWatcher(log, lambda event: seen.append(event.version)) as watcher:
+            time.sleep(0.2)
+            assert watcher.alive
+            back.set()
+            until(lambda: seen == ["policy-000001"])
+
+    def test_says_why_it_stopped(self, tmp_path: Path) -> None:
+        log = SqliteLog(tmp_path / "closed.db")
+        log.ensure_topics()
+        watcher = CheckpointWatcher(log, lambda event: None).start()
+        until(lambda: watcher.alive)
+        log.close()
+        until(lambda: not watcher.alive)
+        assert isinstance(watcher.failure, LogError)
+        watcher.close()
