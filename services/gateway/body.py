@@ -13,6 +13,7 @@ from services.gateway.errors import GatewayError, Status, invalid, too_large, un
 
 Model = TypeVar("Model", bound=BaseModel)
 _INLINE_PARSE_BYTES = 256 * 1024  # larger bodies are parsed off the event loop
+_DISCARD_S = 5.0
 _SENTENCES = {
     "extra_forbidden": "unknown field '{param}': remove it, or check its spelling",
     "missing": "missing required field '{param}'",
@@ -33,7 +34,8 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limit:
-            await self._refuse(scope, receive, send)
+            await _discard(receive)
+            await self._over().response()(scope, receive, send)
             return
         taken = 0
 
@@ -45,8 +47,10 @@ class BodyLimit:
                 taken += size
                 self._held += size
                 if taken > self._limit:
+                    await _discard(receive)
                     raise self._over()
                 if self._held > self._budget:
+                    await _discard(receive)
                     raise unavailable("too many large requests are in flight; try again shortly")
             return message
 
@@ -60,8 +64,13 @@ class BodyLimit:
             f"the body is over {self._limit} bytes; send smaller media, or upload them with POST /v1/media"
         )
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._over().response()(scope, receive, send)
+
+async def _discard(receive: Receive) -> None:
+    """Reads on without keeping anything: most clients look at the answer only when they have sent all they had."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 async def read_body(request: Request, timeout_s: float) -> bytes:

@@ -64,7 +64,7 @@ class GatewayError(Exception):
         headers = {}
         if self.http_status in (429, 503):  # Retry-After counts whole seconds, at least one
             headers["Retry-After"] = str(max(1, round(self.retry_after_s or 1)))
-        if self.http_status in (408, 413):  # the rest of the body is not worth reading
+        if self.http_status in (408, 413):  # what is left of the body is not read
             headers["Connection"] = "close"
         if self.http_status == 401:
             headers["WWW-Authenticate"] = "Bearer"

@@ -73,7 +73,8 @@ async def _form_file(request: Request) -> bytes:
         raise
 
 
-@router.api_route("/v1/media/{sha256}", methods=["GET", "HEAD"], summary="A stored file; ranges for players")
+@router.head("/v1/media/{sha256}", include_in_schema=False)
+@router.get("/v1/media/{sha256}", summary="A stored file; ranges for players")
 async def download(sha256: str, request: Request) -> Response:
     desk = plane_of(request).media
     stored = await desk.describe(sha256)

@@ -43,10 +43,11 @@ def fake() -> ModuleType:
 
 @dataclass
 class World:
-    """`policy` is the fake; `http` speaks to the gateway; `log` and `store` are those behind it."""
+    """`policy` is the fake, `health` its health service; `http` speaks to the gateway; `log` and `store` are those behind it."""
 
     settings: Settings
     policy: Any
+    health: health.aio.HealthServicer
     log: EventLog
     store: MediaStore
     http: httpx.AsyncClient
@@ -95,7 +96,7 @@ async def _running(home: Path, **overrides: Any) -> AsyncIterator[World]:
     try:
         async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=20) as http:
             await _until_ready(http, gateway)
-            yield World(settings, policy, log, store, http, base)
+            yield World(settings, policy, checks, log, store, http, base)
     finally:
         stop.set()
         await gateway

@@ -27,18 +27,22 @@ class FakePolicy(policy_pb2_grpc.PolicyServiceServicer):
     def __init__(self, store: MediaStore) -> None:
         self.store = store
         self.requests: list[policy_pb2.GenerateRequest] = []
+        self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     async def Generate(
         self, request: policy_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[policy_pb2.GenerateResponse]:
         self.requests.append(request)
+        self.asked.set()
         said = "".join(part.text for part in request.messages[-1].parts) if request.messages else ""
         if said == "busy":
             trailers = (("grpc-retry-pushback-ms", "3000"),)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full; try again", trailers)
         if said == "too long":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the prompt has 900 tokens, the limit is 384; shorten it")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "the prompt has 900 tokens, the limit is 384; shorten it"
+            )
         if said == "drained":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
         if said == "secret crash":
