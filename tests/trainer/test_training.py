@@ -1,0 +1,188 @@
+"""Each algorithm on a toy where the right outcome is known. The model is tiny and random; seconds each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from anyloop.modality import Modality
+from anyloop.sequence import Sequencer, Turn
+from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, score_sequences, token_logprobs
+from trainer.batches import TokenSequence, collate
+from trainer.config import TrainerSettings
+from trainer.distributed import World
+from trainer.dpo import train_dpo
+from trainer.examples import Example, Pair
+from trainer.feedback_modelling import mix, split_held_out, train_critic
+from trainer.ppo import Rollout, train_ppo
+from trainer.reward_model import reward_scores, train_reward_model
+
+WORDS = ("red", "blue", "small", "large")
+
+
+def asked(sequencer: Sequencer, text: str) -> tuple[int, ...]:
+    return tuple(sequencer.prompt([Turn("user", (text,))]))
+
+
+def said(sequencer: Sequencer, text: str) -> tuple[int, ...]:
+    return tuple(sequencer.answer([text]))
+
+
+def toy_pairs(sequencer: Sequencer) -> list[Pair]:
+    return [
+        Pair(asked(sequencer, f"Draw {i}."), said(sequencer, "circle"), said(sequencer, "square"), "preference", str(i))
+        for i in range(12)
+    ]
+
+
+def reloaded(checkpoint: Path, tensors: dict[str, Tensor]) -> AnswerModel:
+    model = AnswerModel.load(checkpoint)
+    model.lm.load_state_dict(tensors)
+    return model
+
+
+def test_dpo_raises_the_margin_of_every_pair(checkpoint: Path, sequencer: Sequencer) -> None:
+    settings = TrainerSettings(dpo_lr=1e-3, dpo_epochs=3, dpo_batch=4, dpo_sft_coefficient=0.0)
+    pairs = toy_pairs(sequencer)
+    trained = train_dpo(World(), checkpoint, checkpoint, pairs, [], settings)
+    sequences = [sequence for pair in pairs for sequence in pair.sequences]
+    before = [float(row.sum()) for row in score_sequences(AnswerModel.load(checkpoint), sequences, 4096)]
+    after = [float(row.sum()) for row in score_sequences(reloaded(checkpoint, trained.tensors), sequences, 4096)]
+    change = [new - old for new, old in zip(after, before, strict=True)]
+    assert all(chosen > rejected for chosen, rejected in zip(change[0::2], change[1::2], strict=True))
+    assert trained.metrics["dpo_loss_first"] == pytest.approx(0.693147, abs=1e-4)
+    assert trained.metrics["dpo_loss_last"] < 0.5
+    assert trained.metrics["dpo_accuracy_last"] == 1.0
+
+
+def test_dpo_on_many_small_batches_equals_one_large_batch(checkpoint: Path, sequencer: Sequencer) -> None:
+    imitations = [Example(pair.sequences[0], pair.source) for pair in toy_pairs(sequencer)[:5]]
+    results = [
+        train_dpo(
+            World(),
+            checkpoint,
+            checkpoint,
+            toy_pairs(sequencer),
+            imitations,
+            TrainerSettings(dpo_lr=1e-3, dpo_batch=6, batch_tokens=tokens, dpo_sft_coefficient=0.5),
+        )
+        for tokens in (64, 4096)
+    ]
+    for name in results[0].tensors:
+        torch.testing.assert_close(results[0].tensors[name], results[1].tensors[name], atol=1e-4, rtol=0)
+
+
+def test_the_liked_term_keeps_chosen_answers_likely(checkpoint: Path, sequencer: Sequencer) -> None:
+    changes = []
+    for coefficient in (0.0, 1.0):
+        settings = TrainerSettings(dpo_lr=1e-3, dpo_epochs=2, dpo_batch=4, dpo_sft_coefficient=coefficient)
+        trained = train_dpo(World(), checkpoint, checkpoint, toy_pairs(sequencer), [], settings)
+        changes.append(trained.metrics["chosen_logprob_change"])
+    assert changes[1] > changes[0]
+
+
+def test_the_critique_model_learns_critiques_it_was_not_trained_on(checkpoint: Path, sequencer: Sequencer) -> None:
+    def example(i: int) -> Example:
+        turns = [Turn("user", (f"Draw {i} {WORDS[i % 4]}.",))]
+        prompt = tuple(sequencer.critique_prompt(turns, ["a circle"]))
+        return Example(TokenSequence(prompt, said(sequencer, f"It should be {WORDS[i % 4]}.")), f"r{i}")
+
+    learn, held_out = split_held_out([example(i) for i in range(40)], 0.25)
+    settings = TrainerSettings(critique_lr=3e-3, critique_epochs=4, critique_batch=8)
+    trained = train_critic(World(), checkpoint, learn, held_out, settings)
+    assert trained.metrics["critique_loss_after"] < 0.7 * trained.metrics["critique_loss_before"]
+    assert trained.metrics["critique_held_out"] == len(held_out) > 3
+
+
+def test_a_critique_model_that_only_gets_worse_stays_as_it_was(checkpoint: Path, sequencer: Sequencer) -> None:
+    prompt = asked(sequencer, "Draw.")
+    learn = [Example(TokenSequence(prompt, said(sequencer, "wrong wrong")), "a")] * 8
+    held_out = [Example(TokenSequence(prompt, said(sequencer, "Quite another thing 123")), "b")]
+    settings = TrainerSettings(critique_lr=0.05, critique_epochs=3, critique_batch=4)
+    trained = train_critic(World(), checkpoint, learn, held_out, settings)
+    assert trained.metrics["critique_epochs"] == 0
+    assert trained.metrics["critique_loss_after"] == trained.metrics["critique_loss_before"]
+    original = AnswerModel.load(checkpoint).lm.state_dict()
+    assert all(torch.equal(trained.tensors[name], original[name]) for name in original)
+
+
+def test_an_answer_is_held_out_in_every_round_or_never() -> None:
+    examples = [Example(TokenSequence((1,), (2,)), f"r{i}") for i in range(200)]
+    learn, held_out = split_held_out(examples, 0.1)
+    again, _ = split_held_out(list(reversed(examples)), 0.1)
+    assert {one.source for one in learn} == {one.source for one in again}
+    assert 8 <= len(held_out) <= 35
+
+
+def test_the_mix_holds_every_new_critique_and_the_configured_shares() -> None:
+    def some(name: str, count: int) -> list[Example]:
+        return [Example(TokenSequence((1,), (2,)), f"{name}{i}") for i in range(count)]
+
+    settings = TrainerSettings(critique_replay=0.5, critique_anchor=0.25)
+    mixed = mix(some("new", 20), some("old", 100), some("anchor", 3), settings)
+    names = [one.source.rstrip("0123456789") for one in mixed]
+    assert (names.count("new"), names.count("old"), names.count("anchor")) == (20, 10, 3)
+
+
+def test_the_reward_model_scores_chosen_above_rejected(checkpoint: Path, sequencer: Sequencer) -> None:
+    pairs = toy_pairs(sequencer)
+    settings = TrainerSettings(reward_lr=3e-3, reward_epochs=4, reward_batch=6)
+    tensors, metrics = train_reward_model(World(), checkpoint, pairs, settings)
+    assert metrics["reward_accuracy"] == 1.0
+    model = ScalarModel.load(checkpoint)
+    model.load_state_dict(tensors)
+    good, bad = reward_scores(model, pairs[0].sequences, 4096)
+    assert good > bad
+
+
+class Bandit:
+    """Samples one-token answers as the serving engine would: under the grammar, with logged log-probabilities."""
+
+    def __init__(self, checkpoint: Path, sequencer: Sequencer) -> None:
+        self.checkpoint, self.sequencer = checkpoint, sequencer
+        self.prompt = asked(sequencer, "Pick.")
+        self.arms = sequencer.encode_text("a")[0], sequencer.encode_text("b")[0]
+        self.chances: list[float] = []
+
+    def __call__(self, turn: int, tensors: dict[str, Tensor] | None) -> list[Rollout]:
+        model = reloaded(self.checkpoint, tensors) if tensors else AnswerModel.load(self.checkpoint)
+        ids = torch.tensor([self.prompt])
+        with torch.no_grad():
+            logits = model(ids, torch.tensor([len(self.prompt) - 1]))[0]
+        width = len(logits)
+        allowed = grammar_masks(self.sequencer.layout, (self.arms[0],), (Modality.TEXT,), width)[0]
+        logprobs = torch.log_softmax(logits.masked_fill(~allowed, float("-inf")), -1)
+        self.chances.append(float(logprobs[list(self.arms)].exp()[0]))
+        generator = torch.Generator().manual_seed(turn)
+        drawn = torch.multinomial(logprobs.exp(), 64, replacement=True, generator=generator).tolist()
+        return [Rollout(self.prompt, (token,), (float(logprobs[token]),), (Modality.TEXT,)) for token in drawn]
+
+
+def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
+    checkpoint: Path, sequencer: Sequencer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bandit = Bandit(checkpoint, sequencer)
+    early = set(range(0, 160))  # half of the text tokens pay
+    monkeypatch.setattr(
+        "trainer.ppo.reward_scores",
+        lambda model, sequences, tokens: [1.0 if one.answer[0] in early else 0.0 for one in sequences],
+    )
+    settings = TrainerSettings(
+        ppo_iterations=5, ppo_rollouts=64, ppo_batch=32, ppo_epochs=3, ppo_actor_lr=1e-2, ppo_critic_lr=1e-2, ppo_kl=0.0
+    )
+    reward_tensors = ScalarModel.load(checkpoint).state_dict()
+    trained = train_ppo(World(), checkpoint, checkpoint, reward_tensors, [], settings, rollouts=bandit)
+    assert trained.metrics["ppo_reward_last"] > trained.metrics["ppo_reward_first"] + 0.25
+    assert trained.metrics["ppo_ratio_first_first"] == pytest.approx(1.0, abs=1e-4)  # logged and recomputed agree
+    assert trained.metrics["ppo_turns"] == 5
+
+
+def test_grammar_masks_reproduce_the_engines_distribution(checkpoint: Path, sequencer: Sequencer) -> None:
+    model = AnswerModel.load(checkpoint)
+    answer = tuple(sequencer.answer(["hi"]))
+    masks = grammar_masks(sequencer.layout, answer, (Modality.TEXT,), model.lm.config.vocab_size)
+    batch = collate([TokenSequence(asked(sequencer, "Hello."), answer)])
+    free, masked = token_logprobs(model, batch), token_logprobs(model, batch, masks)
+    assert bool((masked > free).all())  # less competition
+    assert not bool(masks[:, sequencer.layout.codes[Modality.IMAGE].open].any())
