@@ -23,16 +23,17 @@ _STYLES = {
 
 
 class Board:
-    """Give `show` to the supervisor as `on_change`; it is cheap enough for every poll."""
+    """Give `show` to the supervisor as `on_change`; it is cheap enough for every poll. May be entered again."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+        self._live: Live | None = None
         self._said: dict[str, State] = {}
         self._spinner = Spinner("dots")
 
     def __enter__(self) -> "Board":
-        if self._live:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         return self
 

@@ -123,13 +123,14 @@ def one_machine(
         )
     )
     if trainer:
+        # The learner is never told of the suite: it must not see what judges it.
         suite = {"ANYLOOP_GATE_SUITE": gate_suite} if gate_suite else {}
-        for name, module, arguments in (
-            ("gate", "trainer.gate", ()),
-            ("trainer", "trainer", ("--algorithm", algorithm)),
+        for name, module, arguments, env in (
+            ("gate", "trainer.gate", (), suite),
+            ("trainer", "trainer", ("--algorithm", algorithm), {}),
         ):
-            url = f"http://127.0.0.1:{metrics[name]}/metrics"
-            services.append(service(name, module, HttpOk(url), url, (), *arguments, after=("gateway",), env=suite))
+            url = f"http://{host}:{metrics[name]}/metrics"
+            services.append(service(name, module, HttpOk(url), url, (), *arguments, after=("gateway",), env=env))
     return Topology(
         services=tuple(services),
         gateway_url=gateway_url,
@@ -139,7 +140,7 @@ def one_machine(
             "gRPC": at["edge_grpc_port"],
             "control (policy)": at["policy_control_port"],
             "control (critique)": at["critique_control_port"],
-            **{f"metrics ({name})": f"http://127.0.0.1:{metrics[name]}/metrics" for name in ("policy", "critique")},
+            **{f"metrics ({name})": f"http://{host}:{metrics[name]}/metrics" for name in ("policy", "critique")},
         },
     )
 

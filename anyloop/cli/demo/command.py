@@ -82,15 +82,14 @@ def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: in
         Supervisor(topology.services, log_dir=settings.home / "logs") as supervisor,
     ):
         prepare_home(settings)
-        with Board(screen_console) as board:
-            supervisor.on_change = board.show
+        board = Board(screen_console)
+        supervisor.on_change = board.show
+        with board:
             supervisor.start()
-        supervisor.on_change = lambda services: None
         started = time.monotonic()
         told = _tell(plan, settings, topology, supervisor.check, screen_console)
         ended = time.monotonic()
-        with Board(screen_console) as board:
-            supervisor.on_change = board.show
+        with board:
             supervisor.stop()
     stopped = time.monotonic()
     from anyloop.cli.demo.results import Results

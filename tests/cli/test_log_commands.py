@@ -1,0 +1,86 @@
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from anyloop.cli.app import app
+from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.records import point_in_time, topic_name
+from anyloop.config import Settings
+from anyloop.log import FEEDBACK, TOPICS, Event, open_log
+from protos.anyloop.v1 import events_pb2, feedback_pb2
+
+
+def _say(critiques: list[str]) -> None:
+    with open_log(Settings().effective_log_url) as log:
+        for n, critique in enumerate(critiques):
+            said = feedback_pb2.Feedback(response_id=f"r{n}", critique=critique)
+            message = events_pb2.FeedbackEvent(feedback_id=f"f{n}", feedback=said)
+            log.append(FEEDBACK, Event.wrap(message, key="conversation", source="tests"))
+
+
+def test_apply_creates_the_topics_once(home: Path, runner: CliRunner) -> None:
+    first = runner.invoke(app, ["topics", "apply", "--json"])
+    assert sorted(json.loads(first.stdout)["created"]) == sorted(spec.name for spec in TOPICS)
+    again = runner.invoke(app, ["topics", "apply", "--json"])
+    assert json.loads(again.stdout) == {"created": []}
+
+
+def test_list_counts_events_and_the_lag_of_a_group(home: Path, runner: CliRunner) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    _say(["too low", "too red"])
+    rows = json.loads(runner.invoke(app, ["topics", "list", "--group", "learners", "--json"]).stdout)
+    row = next(row for row in rows if row["topic"] == FEEDBACK)
+    assert sum(row["end_offsets"].values()) == 2
+    assert row["lag"] == {"learners": 2}
+
+
+def test_replay_gives_every_record_as_one_json_line(home: Path, runner: CliRunner) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    _say(["too low", "too red", "zu klein – größer!"])
+    result = runner.invoke(app, ["replay", "feedback", "--json"])
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["message"]["feedback"]["critique"] for record in records] == [
+        "too low",
+        "too red",
+        "zu klein – größer!",
+    ]
+    assert records[0]["event"]["type"] == "anyloop.v1.FeedbackEvent"
+
+
+def test_replay_can_begin_in_the_past_or_be_limited(home: Path, runner: CliRunner) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    _say(["a", "b", "c"])
+    assert len(runner.invoke(app, ["replay", "feedback", "--limit", "2"]).stdout.splitlines()) == 2
+    assert len(runner.invoke(app, ["replay", "feedback", "--since", "1h"]).stdout.splitlines()) == 3
+    assert runner.invoke(app, ["replay", "feedback", "--since", "2999-01-01"]).stdout == ""
+
+
+def test_an_unknown_topic_is_not_found(home: Path, runner: CliRunner) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    assert runner.invoke(app, ["replay", "rumours"]).exit_code == ExitCode.NOT_FOUND
+    assert runner.invoke(app, ["log", "tail", "rumours", "--no-follow"]).exit_code == ExitCode.NOT_FOUND
+
+
+def test_tail_shows_only_the_newest(home: Path, runner: CliRunner) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    _say(["a", "b", "c"])
+    lines = runner.invoke(app, ["log", "tail", "feedback", "--no-follow", "-n", "2", "--json"]).stdout.splitlines()
+    assert [json.loads(line)["message"]["feedback"]["critique"] for line in lines] == ["b", "c"]
+
+
+def test_short_names_of_topics_and_their_dead_letters() -> None:
+    assert topic_name("responses") == "anyloop.responses.v1"
+    assert topic_name("feedback.dlq") == "anyloop.feedback.v1.dlq"
+    assert topic_name("my.own") == "my.own"
+
+
+def test_points_in_time_are_ages_or_iso_8601() -> None:
+    age = datetime.now(UTC) - point_in_time("90m")
+    assert abs(age - timedelta(minutes=90)) < timedelta(seconds=5)
+    assert point_in_time("2026-01-31T12:00:00Z") == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert point_in_time("2026-01-31") == datetime(2026, 1, 31, tzinfo=UTC)
+    with pytest.raises(CommandError, match="no point in time"):
+        point_in_time("yesterday")
