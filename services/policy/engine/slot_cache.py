@@ -32,8 +32,18 @@ class SlotLayer(CacheLayerMixin):
         self._length = length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = key_states.new_zeros(self._slots, key_states.shape[1], self._length, key_states.shape[3])
-        self.values = value_states.new_zeros(self._slots, value_states.shape[1], self._length, value_states.shape[3])
+        with torch.inference_mode(False):  # rows also move between steps, outside of inference mode
+            self.keys, self.values = (
+                torch.zeros(
+                    self._slots,
+                    states.shape[1],
+                    self._length,
+                    states.shape[3],
+                    dtype=states.dtype,
+                    device=states.device,
+                )
+                for states in (key_states, value_states)
+            )
         self.is_initialized = True
 
     def update(
