@@ -1,12 +1,15 @@
 """What the log says about checkpoints. The newest promotion of a lineage names what should serve."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from anyloop.log import CHECKPOINTS, Event, EventLog
+from anyloop.log import CHECKPOINTS, Event, EventLog, PoisonEvent
 from protos.anyloop.v1 import events_pb2
+
+logger = logging.getLogger(__name__)
 
 State = events_pb2.CheckpointEvent.State
 CANDIDATE = events_pb2.CheckpointEvent.STATE_CANDIDATE
@@ -44,9 +47,14 @@ def announce(
 def checkpoint_events(
     log: EventLog, lineage: str | None = None, *, offset: int = 0
 ) -> Iterator[tuple[int, events_pb2.CheckpointEvent]]:
-    """The announcements in order, each with its offset. Raises PoisonEvent on one that cannot be read."""
+    """The announcements in order, each with its offset. One that cannot be read is logged and passed over: it must not
+    keep a replica from finding what to serve."""
     for record in log.read(CHECKPOINTS, partition=0, offset=offset):
-        message = record.event.unwrap()
+        try:
+            message = record.event.unwrap()
+        except PoisonEvent as error:
+            logger.error("checkpoint announcement at offset %d ignored: %s", record.offset, error)
+            continue
         if isinstance(message, events_pb2.CheckpointEvent) and lineage in (None, message.lineage):
             yield record.offset, message
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
-from anyloop.log import CHECKPOINTS, EventLog, LogError, PoisonEvent
-from anyloop.registry.announce import PROMOTED
+from anyloop.log import CHECKPOINTS, EventLog, LogError
+from anyloop.registry.announce import PROMOTED, checkpoint_events
 from protos.anyloop.v1 import events_pb2
 
 logger = logging.getLogger(__name__)
@@ -90,24 +90,16 @@ class CheckpointWatcher:
             self._stop.wait(_POLL_SECONDS)
 
     def _fetch(self) -> list[events_pb2.CheckpointEvent]:
-        events = []
-        next_offset = self._next_offset
-        if self._log.end_offsets(CHECKPOINTS)[0] > next_offset:
-            for record in self._log.read(CHECKPOINTS, partition=0, offset=next_offset):
-                next_offset = record.offset + 1
-                try:
-                    message = record.event.unwrap()
-                except PoisonEvent as error:
-                    logger.error("checkpoint announcement at offset %d ignored: %s", record.offset, error)
-                    continue
-                if (
-                    isinstance(message, events_pb2.CheckpointEvent)
-                    and message.lineage in self._lineages
-                    and message.state in self._states
-                ):
-                    events.append(message)
-        self._next_offset = next_offset
-        return events
+        end = self._log.end_offsets(CHECKPOINTS)[0]
+        if end <= self._next_offset:
+            return []
+        found = [
+            (offset, event)
+            for offset, event in checkpoint_events(self._log, offset=self._next_offset)
+            if offset < end and event.lineage in self._lineages and event.state in self._states
+        ]
+        self._next_offset = end
+        return [event for _, event in found]
 
     def _deliver(self, event: events_pb2.CheckpointEvent) -> None:
         try:

@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def test_an_announcement_says_everything_it_was_given(log: EventLog) -> None:
     assert record.event.key == "policy-000001"  # compaction keeps the newest announcement of each version
 
 
+def test_an_announcement_that_cannot_be_read_hides_no_other(log: EventLog) -> None:
+    announce(log, "policy", "policy-000001", PROMOTED)
+    log.append(CHECKPOINTS, poison())
+    announce(log, "policy", "policy-000002", PROMOTED)
+    assert [offset for offset, _ in checkpoint_events(log)] == [0, 2]
+    assert serving_version(log, "policy") == "policy-000002"
+
+
+def poison() -> Event:
+    return Event("e", "tests", "anyloop.v1.CheckpointEvent", datetime.now(UTC), "k", b"\xff")
+
+
 def test_an_unknown_state_is_refused(log: EventLog) -> None:
     with pytest.raises(ValueError):
         announce(log, "policy", "v", "approved")
@@ -109,10 +122,7 @@ class TestWatcher:
 
         with CheckpointWatcher(log, callback) as watcher:
             announce(log, "policy", "bad", PROMOTED)
-            broken = Event.wrap(events_pb2.CheckpointEvent(), key="k", source="tests")
-            log.append(
-                CHECKPOINTS, Event(broken.id, broken.source, "anyloop.v1.CheckpointEvent", broken.time, "k", b"\xff")
-            )
+            log.append(CHECKPOINTS, poison())
             announce(log, "policy", "good", PROMOTED)
             until(lambda: "good" in seen)
             assert watcher.alive
