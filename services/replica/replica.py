@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from anyloop.config import Settings
-from anyloop.log import EventLog, open_log
+from anyloop.log import EventLog, LogError, open_log
 from anyloop.log.spool import SpooledWriter
 from anyloop.registry import Registry, announce, serving_version
 from anyloop.registry.announce import PROMOTED
@@ -128,7 +128,15 @@ class Replica:
 
     async def _follow(self, log: EventLog) -> None:
         await wait_for_host(self._host)
-        await asyncio.to_thread(self._found, log)
+        while True:
+            try:
+                await asyncio.to_thread(self._found, log)
+                break
+            except LogError as error:
+                if not error.retriable:
+                    raise
+                logger.warning("waiting for the event log: %s", error)
+                await asyncio.sleep(1.0)
         await self.promotions.run(log)
 
     def _found(self, log: EventLog) -> None:

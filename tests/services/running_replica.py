@@ -1,17 +1,17 @@
 """Real servers on loopback ports of this process: decoders, a policy or a critique replica, SQLite log, real codecs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from anyloop.config import Settings
-from anyloop.log import EventLog, open_log
+from anyloop.log import EventLog, Record, open_log
 from anyloop.media.store import MediaStore
 from anyloop.modality import MEDIA_MODALITIES
 from anyloop.registry import Registry
@@ -27,11 +27,20 @@ from services.rpc.server import RpcServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Value = TypeVar("Value")
 
 
 def settings_for(home: Path, model_dir: Path, **changes: Any) -> Settings:
     ports = {"policy_port": 0, "critique_port": 0, "policy_control_port": 0, "critique_control_port": 0}
     return Settings(_env_file=None, home=home, model_dir=model_dir, host="inprocess", **ports, **changes)
+
+
+async def eventually(read: Callable[[], Awaitable[Value]], holds: Callable[[Value], object]) -> Value:
+    """What `read` gives once it holds; TimeoutError after 20 seconds."""
+    async with asyncio.timeout(20):
+        while not holds(value := await read()):  # noqa: ASYNC110 - the other side is a server
+            await asyncio.sleep(0.01)
+    return value
 
 
 @dataclass
@@ -49,19 +58,24 @@ class Running:
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
     async def until_health(self, status: int) -> None:
-        async with asyncio.timeout(20):
-            while await self.health() != status:
-                await asyncio.sleep(0.02)
+        await eventually(self.health, lambda found: found == status)
 
     async def status(self) -> control_pb2.ReplicaStatus:
         return await self.control.GetStatus(control_pb2.GetStatusRequest())
 
     async def events(self, topic: str, count: int) -> list[Any]:
         """The first `count` messages of a topic, once they are there."""
-        async with asyncio.timeout(20):
-            while len(found := list(self.log.read(topic))) < count:
-                await asyncio.sleep(0.02)
-        return [record.event.unwrap() for record in found]
+
+        async def read() -> list[Record]:
+            return list(self.log.read(topic))
+
+        return [record.event.unwrap() for record in await eventually(read, lambda found: len(found) >= count)]
+
+    async def until(self, holds: Callable[[control_pb2.ReplicaStatus], object]) -> control_pb2.ReplicaStatus:
+        return await eventually(self.status, holds)
+
+    async def until_serving(self, version: str) -> control_pb2.ReplicaStatus:
+        return await self.until(lambda status: status.serving_version == version)
 
 
 @asynccontextmanager
@@ -71,7 +85,9 @@ async def decoders(settings: Settings, store: MediaStore) -> AsyncIterator[tuple
         host = open_host(settings, [f"decoder_{modality}" for modality in MEDIA_MODALITIES])
         stack.push_async_callback(host.close)
         server = RpcServer("127.0.0.1:0", settings.max_body_bytes)
-        server.add(SERVICE, add_DecoderServiceServicer_to_server, await DecoderServer.open(host, store, MEDIA_MODALITIES))
+        server.add(
+            SERVICE, add_DecoderServiceServicer_to_server, await DecoderServer.open(host, store, MEDIA_MODALITIES)
+        )
         await server.start()
         stack.push_async_callback(server.stop, 0.0)
         await server.set_serving(True)

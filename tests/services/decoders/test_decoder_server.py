@@ -19,12 +19,12 @@ from tests.services.running_replica import decoders, settings_for
 IMAGE, AUDIO, VIDEO = types_pb2.MODALITY_IMAGE, types_pb2.MODALITY_AUDIO, types_pb2.MODALITY_VIDEO
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> MediaStore:
     return MediaStore(f"file://{tmp_path / 'media'}")
 
 
-@pytest.fixture()
+@pytest.fixture
 async def stub(tmp_path: Path, random_omni: Path, store: MediaStore) -> AsyncIterator[DecoderServiceStub]:
     async with decoders(settings_for(tmp_path, random_omni), store) as (stub, _):
         yield stub

@@ -18,7 +18,7 @@ from tests.services.running_replica import Running, message, running, settings_f
 TEXT, IMAGE = types_pb2.MODALITY_TEXT, types_pb2.MODALITY_IMAGE
 
 
-@pytest.fixture()
+@pytest.fixture
 async def policy(tmp_path: Path, random_omni: Path) -> AsyncIterator[Running]:
     async with running(settings_for(tmp_path, random_omni)) as replica:
         yield replica
@@ -171,9 +171,7 @@ async def test_a_cancelled_answer_is_logged_with_what_was_generated_and_its_slot
     assert logged.finish_reason == types_pb2.FINISH_REASON_CANCELLED
     assert 0 < len(logged.output_token_ids) == len(logged.output_logprobs) < 360
     assert logged.version_spans[-1].end == len(logged.output_token_ids)
-    async with asyncio.timeout(5):
-        while (status := await policy.status()).requests_running:
-            await asyncio.sleep(0.02)
+    status = await policy.until(lambda status: not status.requests_running)
     assert status.weights[0].running_requests == 0
 
 
@@ -183,9 +181,7 @@ async def test_a_deadline_ends_the_answer_in_the_engine_too(policy: Running) -> 
         async for _ in PolicyServiceStub(policy.channel).Generate(request, timeout=0.15):
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(5):
-        while (await policy.status()).requests_running:
-            await asyncio.sleep(0.02)
+    await policy.until(lambda status: not status.requests_running)
 
 
 async def test_a_stop_string_ends_the_answer_and_is_not_shown(policy: Running) -> None:

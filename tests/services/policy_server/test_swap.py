@@ -17,7 +17,7 @@ from tests.services.running_replica import NOT_SERVING, SERVING, Running, publis
 BASE = "policy-000000"
 
 
-@pytest.fixture()
+@pytest.fixture
 async def policy(tmp_path: Path, random_omni: Path) -> AsyncIterator[Running]:
     async with running(settings_for(tmp_path, random_omni)) as replica:
         yield replica
@@ -35,13 +35,6 @@ def long_request(seed: int, **fields: object) -> policy_pb2.GenerateRequest:
 async def answer(policy: Running, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse.Finished:
     events = [event async for event in PolicyServiceStub(policy.channel).Generate(request, timeout=60)]
     return events[-1].finished
-
-
-async def until_serving(policy: Running, version: str) -> control_pb2.ReplicaStatus:
-    async with asyncio.timeout(20):
-        while (status := await policy.status()).serving_version != version:
-            await asyncio.sleep(0.02)
-    return status
 
 
 def corrupt(policy: Running, version: str) -> None:
@@ -68,11 +61,9 @@ async def test_a_promotion_swaps_under_running_streams_and_drops_none(policy: Ru
     version = publish_variant(policy.registry, "policy", other_omni, BASE)
     before = await answer(policy, long_request(1))
     running_calls = [asyncio.create_task(answer(policy, long_request(seed))) for seed in range(8)]
-    async with asyncio.timeout(10):
-        while (await policy.status()).requests_running < 8:
-            await asyncio.sleep(0.005)
+    await policy.until(lambda status: status.requests_running == 8)
     announce(policy.log, "policy", version, PROMOTED, decided_by="gate")
-    await until_serving(policy, version)
+    await policy.until_serving(version)
     answers = await asyncio.gather(*running_calls)
     assert all(a.finish_reason != types_pb2.FINISH_REASON_CANCELLED for a in answers)
     assert all([span.version for span in a.version_spans] == [BASE] for a in answers)
@@ -85,7 +76,7 @@ async def test_a_promotion_swaps_under_running_streams_and_drops_none(policy: Ru
         (version, policy.registry.manifest(version).weights_digest)
     ]
     announce(policy.log, "policy", BASE, PROMOTED, reason="rollback", decided_by="ann")
-    await until_serving(policy, BASE)
+    await policy.until_serving(BASE)
     assert (await answer(policy, long_request(1))).output_token_ids == before.output_token_ids
 
 
@@ -119,16 +110,14 @@ async def test_a_corrupt_promotion_is_refused_and_the_old_weights_go_on(policy: 
     version = publish_variant(policy.registry, "policy", other_omni, BASE)
     corrupt(policy, version)
     announce(policy.log, "policy", version, PROMOTED, decided_by="gate")
-    async with asyncio.timeout(10):
-        while not (status := await policy.status()).swap_failure:
-            await asyncio.sleep(0.02)
+    status = await policy.until(lambda status: status.swap_failure)
     assert "model.safetensors" in status.swap_failure
     assert (status.serving_version, status.wanted_version) == (BASE, version)
     assert await policy.health() == SERVING
     assert (await answer(policy, long_request(1))).version_spans[0].version == BASE
     good = publish_variant(policy.registry, "policy", other_omni, BASE)
     announce(policy.log, "policy", good, PROMOTED, decided_by="gate")
-    assert (await until_serving(policy, good)).swap_failure == ""
+    assert (await policy.until_serving(good)).swap_failure == ""
 
 
 async def test_control_refuses_what_cannot_be_loaded_with_a_reason(policy: Running, other_omni: Path) -> None:
@@ -161,7 +150,7 @@ async def test_a_replica_starts_with_what_the_log_promoted(tmp_path: Path, rando
     async with running(settings) as first:
         version = publish_variant(first.registry, "policy", other_omni, BASE)
         announce(first.log, "policy", version, PROMOTED, decided_by="gate")
-        await until_serving(first, version)
+        await first.until_serving(version)
     async with running(settings) as second:
         assert (await second.status()).serving_version == version
         assert (await answer(second, long_request(1))).version_spans[0].version == version
@@ -176,9 +165,7 @@ async def test_a_replica_that_cannot_verify_the_promoted_weights_is_not_serving_
         corrupt(first, version)
         announce(first.log, "policy", version, PROMOTED, decided_by="gate")
     async with running(settings, wait=False) as second:
-        async with asyncio.timeout(10):
-            while not (status := await second.status()).swap_failure:
-                await asyncio.sleep(0.02)
+        status = await second.until(lambda status: status.swap_failure)
         assert version in status.swap_failure
         assert await second.health() == NOT_SERVING
         code, details = await refused(answer(second, long_request(1)))
@@ -189,9 +176,7 @@ async def test_a_replica_that_cannot_verify_the_promoted_weights_is_not_serving_
 
 async def test_a_drain_lets_running_answers_end_and_admits_no_more(policy: Running) -> None:
     task = asyncio.create_task(answer(policy, long_request(1)))
-    async with asyncio.timeout(10):
-        while not (await policy.status()).requests_running:
-            await asyncio.sleep(0.005)
+    await policy.until(lambda status: status.requests_running)
     drain = policy.control.Drain(control_pb2.DrainRequest(timeout_seconds=30))
     await policy.until_health(NOT_SERVING)
     assert (await policy.status()).draining
@@ -207,9 +192,7 @@ async def test_a_drain_out_of_patience_ends_answers_with_a_status_and_logs_them(
     request = long_request(1)
     request.sampling.max_tokens = 370
     task = asyncio.create_task(answer(policy, request))
-    async with asyncio.timeout(10):
-        while not (await policy.status()).requests_running:
-            await asyncio.sleep(0.005)
+    await policy.until(lambda status: status.requests_running)
     drained = await policy.control.Drain(control_pb2.DrainRequest(timeout_seconds=0.02))
     assert drained.aborted_requests == 1
     code, details = await refused(task)
