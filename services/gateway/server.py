@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 
 import uvicorn
@@ -29,19 +30,26 @@ class RestServer(uvicorn.Server):
         yield
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     """Runs until SIGTERM, SIGINT or `stop`; then drains. Raises KeysFileError, or OSError on a taken port."""
     stopping = stop or asyncio.Event()
     keys = KeyRing.load(settings.keys_file)
     with open_log(settings.effective_log_url) as log, contextlib.ExitStack() as cleanup:
         cleanup.callback(start_metrics_server(settings.metrics_port, settings.bind))
+        listener = cleanup.enter_context(_listen(settings.bind, settings.gateway_port))
         plane = DataPlane(settings, log, MediaStore(settings.effective_media_url), keys)
         edge = EdgeServer(plane, f"{settings.bind}:{settings.edge_grpc_port}")
         rest = RestServer(
             uvicorn.Config(
                 create_app(plane),
-                host=settings.bind,
-                port=settings.gateway_port,
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=int(_DRAIN_S),
@@ -53,7 +61,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
                 asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         plane.start()
         await edge.start()
-        serving = asyncio.create_task(rest.serve())
+        serving = asyncio.create_task(rest.serve(sockets=[listener]))
         logger.info("gateway serves", extra={"rest": settings.gateway_port, "grpc": edge.port})
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)

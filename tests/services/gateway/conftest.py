@@ -43,7 +43,8 @@ def fake() -> ModuleType:
 
 @dataclass
 class World:
-    """`policy` is the fake, `health` its health service; `http` speaks to the gateway; `log` and `store` are those behind it."""
+    """`policy` is the fake, `health` its health service; `http` speaks to the gateway in front of `log` and
+    `store`; `stop` is what SIGTERM does."""
 
     settings: Settings
     policy: Any
@@ -51,6 +52,7 @@ class World:
     log: EventLog
     store: MediaStore
     http: httpx.AsyncClient
+    stop: asyncio.Event
     base: str
 
     def openai(self, key: str = "unused") -> AsyncOpenAI:
@@ -96,7 +98,7 @@ async def _running(home: Path, **overrides: Any) -> AsyncIterator[World]:
     try:
         async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=20) as http:
             await _until_ready(http, gateway)
-            yield World(settings, policy, checks, log, store, http, base)
+            yield World(settings, policy, checks, log, store, http, stop, base)
     finally:
         stop.set()
         await gateway

@@ -76,6 +76,8 @@ class FakePolicy(policy_pb2_grpc.PolicyServiceServicer):
             for token, word in enumerate(text.split(" ")):
                 piece = word if token == 0 else f" {word}"
                 tokens += 1
+                if said == "slowly":
+                    await asyncio.sleep(0.2)
                 yield Response(text=Response.TextDelta(text=piece, token_ids=[token], logprobs=[-0.5]))
         for modality in wanted:
             if modality in FILES:

@@ -132,30 +132,28 @@ async def test_an_idempotency_key_used_for_something_else_is_refused(world: Any)
     assert len(logged(world)) == 1
 
 
-@pytest.mark.parametrize(
-    ("body", "sentence"),
-    [
-        ({"critique": "x"}, "set response_id or conversation_id"),
-        ({"response_id": "r"}, "nothing is said"),
-        ({"response_id": "r", "critique": "   "}, "nothing is said"),
-        ({"response_id": "r", "rating": 1.5}, "less than or equal to 1"),
-        ({"response_id": "r", "rating": True}, "rating must be a number"),
-        ({"response_id": "r", "rating": {"colour": -1}}, "greater than or equal to 0"),
-        ({"response_id": "r", "rating": {}}, "rating"),
-        ({"response_id": "r", "label": "yes"}, "valid boolean"),
-        ({"response_id": "r", "preferred_over": "r"}, "name the worse one"),
-        ({"conversation_id": "c", "preferred_over": "r"}, "needs response_id"),
-        ({"response_id": "../r", "label": True}, "response_id"),
-        ({"response_id": "r", "critique": "x", "mood": "bad"}, "unknown field 'mood'"),
-        ({"response_id": "r", "critique": "x" * 9000}, "at most 8192"),
-        ({"response_id": "r", "critique": 5}, "valid string"),
-        ({"response_id": "r", "tags": [""]}, "at least 1"),
-        ({"response_id": "r", "refinement": []}, "at least 1"),
-    ],
-)
-async def test_malformed_feedback_gets_a_sentence_and_leaves_the_log_alone(
-    world: Any, body: dict[str, Any], sentence: str
-) -> None:
-    error = await give(world, 400, **body)
-    assert sentence in error["message"]
+MALFORMED: list[tuple[dict[str, Any], str]] = [
+    ({"critique": "x"}, "set response_id or conversation_id"),
+    ({"response_id": "r"}, "nothing is said"),
+    ({"response_id": "r", "critique": "   "}, "nothing is said"),
+    ({"response_id": "r", "rating": 1.5}, "less than or equal to 1"),
+    ({"response_id": "r", "rating": True}, "rating must be a number"),
+    ({"response_id": "r", "rating": {"colour": -1}}, "greater than or equal to 0"),
+    ({"response_id": "r", "rating": {}}, "rating"),
+    ({"response_id": "r", "label": "yes"}, "valid boolean"),
+    ({"response_id": "r", "preferred_over": "r"}, "name the worse one"),
+    ({"conversation_id": "c", "preferred_over": "r"}, "needs response_id"),
+    ({"response_id": "../r", "label": True}, "response_id"),
+    ({"response_id": "r", "critique": "x", "mood": "bad"}, "unknown field 'mood'"),
+    ({"response_id": "r", "critique": "x" * 9000}, "at most 8192"),
+    ({"response_id": "r", "critique": 5}, "valid string"),
+    ({"response_id": "r", "tags": [""]}, "at least 1"),
+    ({"response_id": "r", "refinement": []}, "at least 1"),
+]
+
+
+async def test_malformed_feedback_gets_a_sentence_and_leaves_the_log_alone(world: Any) -> None:
+    for body, sentence in MALFORMED:
+        error = await give(world, 400, **body)
+        assert sentence in error["message"], (body, error)
     assert logged(world) == []
