@@ -59,6 +59,11 @@ def main() -> int:
     except PortTaken as error:
         logger.error("%s", error)
         return 1
+    except KeyboardInterrupt:  # before there was anything to finish
+        return 0
+    except Exception:
+        logger.exception("the decoder service cannot go on")
+        return 1
     return 0
 
 

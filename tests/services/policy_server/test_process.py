@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from anyloop.log import RESPONSES, open_log
@@ -38,6 +39,7 @@ async def until_serving(channel: grpc.aio.Channel) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.e2e
 async def test_processes_serve_and_stop_on_sigterm_with_the_last_answer_in_the_log(
     tmp_path: Path, random_omni: Path
 ) -> None:
