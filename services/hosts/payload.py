@@ -51,6 +51,8 @@ def unpack(payload: bytes) -> dict[str, Any]:
     """The inverse of `pack`. Raises ValueError on anything else."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
+        if _LENGTH.size + length > len(payload):
+            raise ValueError("the JSON is cut off")
         body = memoryview(payload)[_LENGTH.size + length :]
 
         def decode(entry: dict[str, Any]) -> Any:

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     ports = TritonPorts(options.http_port, options.grpc_port, options.metrics_port)
     # The model processes run elsewhere: relative paths of this process must not change their meaning there.
     absolute = {"ANYLOOP_MODEL_DIR": str(settings.model_dir.absolute()), "ANYLOOP_HOME": str(settings.home.absolute())}
-    server = TritonServer(directory, models, ports, options.address, absolute)
+    server = TritonServer(directory, models, ports, options.address, absolute, ends_with_caller=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,13 +112,18 @@ class TritonServer:
         ports: TritonPorts = TritonPorts(),
         address: str = "127.0.0.1",
         settings: Mapping[str, str] | None = None,
+        ends_with_caller: bool = False,
     ) -> None:
-        """`directory` is the server's own: repository, backend folder and log go there."""
+        """`directory` is the server's own: repository, backend folder and log go there.
+
+        `ends_with_caller` (Linux) ends the server when the thread that calls `start` is gone, killed or not.
+        """
         self._directory = directory
         self._models = tuple(models)
         self._ports = ports
         self._address = address
         self._settings = dict(settings or {})
+        self._before_exec = _ask_for_parent_death_signal() if ends_with_caller else None
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = directory / "triton.log"
 
@@ -137,6 +143,7 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the launcher, which stops the server in order
+                preexec_fn=self._before_exec,
             )
 
     def ready(self) -> bool:
@@ -204,3 +211,16 @@ class TritonServer:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _ask_for_parent_death_signal() -> Callable[[], None] | None:
+    """What a child runs before it becomes the server, so that it gets SIGTERM when its parent thread ends."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up here: a forked child must not load libraries
+    set_death_signal, terminate = 1, int(signal.SIGTERM)
+
+    def ask() -> None:
+        prctl(set_death_signal, terminate)
+
+    return ask

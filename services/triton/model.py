@@ -65,6 +65,8 @@ class TritonPythonModel:
         raise HostError("NOT_FOUND", f"model {name!r} is not served here; served: {', '.join(self._programs)}")
 
     def finalize(self) -> None:
+        # Once all is sent, taking torch's modules apart object by object would hold Triton's exit up for 5-7 s.
+        atexit.register(os._exit, 0)
         self._stopping.set()
         self._wake.set()
         for program in self._programs.values():
@@ -72,8 +74,6 @@ class TritonPythonModel:
         self._poller.join(5.0)
         for answer in list(self._open):
             answer.send(HostError("UNAVAILABLE", "the model is being unloaded").to_payload(), True)
-        # All is sent. Taking torch's modules apart object by object would hold Triton's exit up for 5-7 s.
-        atexit.register(os._exit, 0)
 
     def _poll_cancelled(self) -> None:
         """Triton does not tell a model that a client has gone: it must be asked, and not on the engine's thread."""
