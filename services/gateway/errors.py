@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -128,8 +129,6 @@ def _retry_delay(error: grpc.aio.AioRpcError) -> float | None:
 
 def unknown_fields(message: Message, path: str = "") -> str | None:
     """The path of the first field in `message` that its .proto does not have, or None."""
-    from google.protobuf.unknown_fields import UnknownFieldSet
-
     for field in UnknownFieldSet(message):
         return f"{path}#{field.field_number}"
     for descriptor, value in message.ListFields():

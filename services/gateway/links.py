@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from anyloop.modality import Modality
 from protos.anyloop.v1 import types_pb2
-from services.gateway.errors import GatewayError, invalid
+from services.gateway.errors import invalid
 
 MEDIA_PATH = "/v1/media/"
 _OWN_PATH = re.compile(r"^/v1/media/([0-9a-f]{64})/?$")
@@ -105,6 +105,3 @@ def to_base64(data: bytes) -> str:
 
 def modalities_to_proto(names: Iterable[str]) -> list[types_pb2.Modality]:
     return [PROTO_MODALITY[Modality(name)] for name in dict.fromkeys(names)]
-
-
-__all__ = ["GatewayError", "MediaLinks", "decode_base64", "inline_part", "open_data_url", "past_audio", "to_base64"]

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from services.gateway.body import GatewayErrorValue
 from services.gateway.errors import unsupported
-from services.gateway.parts import Content, Parts, Strict, Text
+from services.gateway.parts import Content, Parts, Strict
 
 MODEL_NAME = "anyloop"
 ModalityName = Literal["text", "image", "audio", "video"]
@@ -240,6 +240,3 @@ class FeedbackRequest(Strict):
     tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)] | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     dry_run: bool = False
-
-
-__all__ = ["MODEL_NAME", "ChatMessage", "ChatRequest", "FeedbackRequest", "ImageRequest", "SpeechRequest", "Text"]

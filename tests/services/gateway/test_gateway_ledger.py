@@ -1,0 +1,74 @@
+"""What the gateway remembers, and how it keeps up with the log."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anyloop.log import RESPONSES, Event, EventLog, open_log
+from protos.anyloop.v1 import events_pb2
+from services.gateway import ledger as ledger_module
+from services.gateway.follower import ResponseFollower
+from services.gateway.ledger import Ledger, TakenFeedback
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    with open_log(f"sqlite://{tmp_path / 'log.db'}") as opened:
+        opened.ensure_topics()
+        yield opened
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "gateway" / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def answered(log: EventLog, number: int) -> None:
+    response = events_pb2.ResponseEvent(response_id=f"r{number}", conversation_id=f"c{number}")
+    log.append(RESPONSES, Event.wrap(response, key=f"c{number}", source="test"))
+
+
+def test_the_follower_reads_each_record_once_over_restarts(log: EventLog, ledger: Ledger) -> None:
+    for number in range(7):
+        answered(log, number)
+    assert ResponseFollower(log, ledger).catch_up() == 7
+    answered(log, 7)
+    assert ResponseFollower(log, ledger).catch_up() == 1
+    assert [ledger.conversation_of(f"r{number}") for number in (0, 7, 8)] == ["c0", "c7", None]
+
+
+def test_the_follower_passes_over_what_it_cannot_read(log: EventLog, ledger: Ledger) -> None:
+    good = Event.wrap(events_pb2.ResponseEvent(response_id="r", conversation_id="c"), key="c", source="test")
+    bad = Event(id="x", source="test", type=good.type, time=good.time, key="c", data=b"\xff")
+    log.append_many(RESPONSES, [bad, good])
+    assert ResponseFollower(log, ledger).catch_up() == 2
+    assert ledger.conversation_of("r") == "c"
+
+
+def test_a_follower_thread_that_fails_says_why(log: EventLog, ledger: Ledger) -> None:
+    follower = ResponseFollower(log, ledger, poll_s=0.01)
+    answered(log, 1)
+    ledger.add_responses = None  # type: ignore[assignment,method-assign]
+    follower.start()
+    follower._thread.join(5)
+    assert "following the responses topic failed" in str(follower.failure)
+    follower.close()
+
+
+def test_the_first_feedback_of_an_id_stays(ledger: Ledger) -> None:
+    first = TakenFeedback("fb-1", "app", "digest", 2, 40, early=True)
+    assert ledger.add_feedback(first)
+    assert not ledger.add_feedback(TakenFeedback("fb-1", "app", "other", 0, 0, early=False))
+    assert ledger.feedback("fb-1") == first
+    assert ledger.feedback("fb-2") is None
+
+
+def test_the_oldest_rows_go_when_the_ledger_is_full(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_KEEP", 3)
+    monkeypatch.setattr(ledger_module, "_PRUNE_EVERY", 1)
+    for number in range(5):
+        ledger.add_responses([(f"r{number}", "c")])
+    assert [ledger.conversation_of(f"r{number}") for number in range(5)] == [None, None, "c", "c", "c"]
