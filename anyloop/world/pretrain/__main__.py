@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from anyloop.config import TINY_OMNI
 from anyloop.modality import MEDIA_MODALITIES, Modality
 from anyloop.sequence import SequenceLayout, Sequencer
+from anyloop.world.pretrain.card import write_card
 from anyloop.world.pretrain.codecs import fit_codec
 from anyloop.world.pretrain.corpus import CodeBook, Corpus, Noise, pack, texts
 from anyloop.world.pretrain.lm import build_lm, train_lm
@@ -41,7 +45,7 @@ def batches(corpus: Corpus, rows: int, rng: np.random.Generator) -> Iterator[tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=TINY_OMNI)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rows", type=int, default=8, help=f"packed rows of {_WIDTH} tokens per step")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -51,7 +55,9 @@ def main() -> None:
     parser.add_argument("--critique-noise", type=float, default=Noise.critiques)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast; master weights fp32"
+    )
     parser.add_argument("--eval", type=int, default=60, help="held-out prompts per subtask")
     options = parser.parse_args()
 
@@ -96,7 +102,13 @@ def main() -> None:
     skills = Skills(model, sequencer, codecs)
     measured = {
         "parameters": parameters,
-        "device": options.device,
+        "device": "2 CPU cores" if options.device == "cpu" else options.device,
+        "steps": options.steps,
+        "rows": options.rows,
+        "answer_noise": options.answer_noise,
+        "critique_noise": options.critique_noise,
+        "prompts_per_subtask": options.eval,
+        "command": shlex.join(["python", "-m", "anyloop.world.pretrain", *sys.argv[1:]]),
         "train_seconds": round(trained),
         "train_tokens": options.steps * options.rows * _WIDTH,
         "success_heldout": skills.success("heldout", options.eval, 1),
@@ -107,6 +119,7 @@ def main() -> None:
     }
     print(json.dumps(measured, indent=1))
     (out / "skills.json").write_text(json.dumps(measured, indent=2) + "\n")
+    write_card(out, measured)
 
 
 if __name__ == "__main__":
