@@ -143,13 +143,17 @@ async def test_a_swap_under_load_drops_and_garbles_nothing(
             answers.append(await _answer(serving, _generate(seed=seed, max_tokens=60)))
             seed += 1
 
+    async def answered_by(version: str) -> None:
+        while not any(version == span[0] for _, last in answers for span in last["version_spans"]):
+            await asyncio.sleep(0.005)
+
     clients = [asyncio.create_task(client(number)) for number in range(6)]
+    await answered_by("v0")
     for version in ("v1", "v2"):
-        await asyncio.sleep(0.1)
         await _load(serving, checkpoints[int(version[1])], version)
         swap = await serving.call("policy", {"op": "activate", "version": version, "mode": mode})
-        assert swap["stall_seconds"] < 0.5
-    await asyncio.sleep(0.1)
+        assert swap["stall_seconds"] < 2.0  # on a machine that is busy elsewhere
+        await answered_by(version)
     stopping.set()
     await asyncio.gather(*clients)
     seen = set()
