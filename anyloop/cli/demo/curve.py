@@ -6,7 +6,7 @@ from html import escape
 from anyloop.cli.demo.evaluation import Evaluation
 from anyloop.world import SUBTASKS
 
-_WIDTH, _HEIGHT = 760, 300
+_WIDTH, _HEIGHT = 960, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 96, 14, 34
 _HUES = (210, 160, 30, 280, 340, 100, 190, 15)
 
@@ -40,7 +40,7 @@ def learning_curve(evaluations: Sequence[Evaluation]) -> str:
         rates = [evaluation.scores[subtask].rate for evaluation in evaluations]
         colour = f"hsl({hue} 55% 52%)"
         lines.append(line(rates, f'stroke="{colour}" stroke-width="1.5" opacity=".75"'))
-        ends.append((y(rates[-1]), subtask, f'fill="{colour}"'))
+        ends.append((y(rates[-1]), subtask, f'style="fill:{colour}"'))
     means = [evaluation.mean for evaluation in evaluations]
     band = [(n, e.mean + 2 * e.standard_error) for n, e in enumerate(evaluations)]
     band += [(n, e.mean - 2 * e.standard_error) for n, e in reversed(list(enumerate(evaluations)))]

@@ -75,19 +75,20 @@ def _success_row(name: str, rates: Sequence[float], evaluations: Sequence[Evalua
 def _rounds(rounds: Sequence[Round]) -> str:
     rows = []
     for r in rounds:
-        phases = " · ".join(f"{label} {r.seconds[key]:.1f} s" for key, label in _PHASES.items() if key in r.seconds)
+        phases = "<br>".join(f"{label} {r.seconds[key]:.1f} s" for key, label in _PHASES.items() if key in r.seconds)
         swap = r.swap
         stall = f"{swap.stall_seconds * 1000:.1f} ms" if swap else "–"
         load = f"{swap.requests.served} / {swap.requests.failed}" if swap else "–"
         decision = f'<b class="{"up" if swap else "down"}">{escape(r.state)}</b> {escape(r.candidate)}'
         rows.append(
             f"<tr><th>{r.number}</th><td>{r.feedback_events}</td><td>{r.right}/{r.asked}</td>"
-            f"<td>{decision}<br><small>{escape(r.reason)}</small></td><td>{stall}</td><td>{load}</td>"
-            f"<td><small>{phases}</small></td></tr>"
+            f'<td class="words">{decision}<small>{escape(r.reason)}</small></td><td>{stall}</td><td>{load}</td>'
+            f'<td class="words"><small>{phases}</small></td></tr>'
         )
     return (
         "<section><h2>Rounds</h2><table><thead><tr><th>round</th><th>critiques</th><th>right when asked</th>"
-        "<th>gate</th><th>swap stall</th><th>served / failed in the swap</th><th>time per phase</th></tr></thead>"
+        '<th class="words">gate</th><th>swap stall</th><th>served / failed in swap</th>'
+        '<th class="words">time per phase</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></section>"
     )
 
@@ -136,10 +137,10 @@ def _media(files: Iterable[File]) -> str:
 def _medium(file: File) -> str:
     url = f"data:{file.mime_type};base64,{base64.b64encode(file.data).decode()}"
     if file.modality is Modality.IMAGE:
-        return f'<img src="{url}" alt="picture" width="160" height="160">'
+        return f'<img src="{url}" alt="picture" width="200" height="200">'
     if file.modality is Modality.AUDIO:
         return f'<audio controls preload="metadata" src="{url}"></audio>'
-    return f'<video controls loop muted autoplay playsinline width="160" height="160" src="{url}"></video>'
+    return f'<video controls loop muted autoplay playsinline width="200" height="200" src="{url}"></video>'
 
 
 def _notes(results: Results) -> str:

@@ -20,6 +20,7 @@ section{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th:first-child{text-align:left}thead th{color:var(--soft);font-weight:600;font-size:12.5px}
+th.words,td.words{text-align:left;min-width:230px}td.words small{display:block}
 tr.total th,tr.total td{font-weight:700;border-bottom:0}
 .up{color:var(--up)}.down{color:var(--down)}.same{color:var(--soft)}
 svg{width:100%;height:auto;margin-top:20px}
