@@ -136,24 +136,23 @@ async def test_a_swap_under_load_drops_and_garbles_nothing(
     sequencer = Sequencer.from_pretrained(checkpoints[0])
     answers: list[tuple[list[int], dict[str, Any]]] = []
     stopping = asyncio.Event()
+    answered_by = {version: asyncio.Event() for version in ("v0", "v1", "v2")}
 
     async def client(number: int) -> None:
         seed = number * 1000
         while not stopping.is_set():
             answers.append(await _answer(serving, _generate(seed=seed, max_tokens=60)))
+            for version, _, _ in answers[-1][1]["version_spans"]:
+                answered_by[version].set()
             seed += 1
 
-    async def answered_by(version: str) -> None:
-        while not any(version == span[0] for _, last in answers for span in last["version_spans"]):
-            await asyncio.sleep(0.005)
-
     clients = [asyncio.create_task(client(number)) for number in range(6)]
-    await answered_by("v0")
+    await answered_by["v0"].wait()
     for version in ("v1", "v2"):
         await _load(serving, checkpoints[int(version[1])], version)
         swap = await serving.call("policy", {"op": "activate", "version": version, "mode": mode})
         assert swap["stall_seconds"] < 2.0  # on a machine that is busy elsewhere
-        await answered_by(version)
+        await answered_by[version].wait()
     stopping.set()
     await asyncio.gather(*clients)
     seen = set()
