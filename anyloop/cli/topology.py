@@ -135,6 +135,7 @@ def one_machine(
         services=tuple(services),
         gateway_url=gateway_url,
         urls={
+            "console": gateway_url,
             "REST": f"{gateway_url}/v1",
             "API docs": f"{gateway_url}/docs",
             "gRPC": at["edge_grpc_port"],
