@@ -24,6 +24,9 @@ class World:
         if self.size > 1 and not dist.is_initialized():
             import deepspeed
 
+            # Its shared-memory collectives are compiled on first use: minutes on a small machine, and an abort or a
+            # stale lock when two ranks do so at once. Gloo itself is enough here.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             deepspeed.init_distributed(backend, verbose=False)
 

@@ -109,7 +109,9 @@ class JoinStore:
 
     def positions(self) -> dict[tuple[str, int], int]:
         """The next offset to read, by (topic, partition)."""
-        return {(topic, partition): following for topic, partition, following in self._db.execute("SELECT * FROM position")}
+        return {
+            (topic, partition): following for topic, partition, following in self._db.execute("SELECT * FROM position")
+        }
 
     def mark_used(self, feedback_ids: Iterable[str]) -> None:
         """Feedback that checkpoints contain already, when this state is younger than they: it does not count again."""

@@ -89,7 +89,7 @@ def test_the_critique_model_learns_critiques_it_was_not_trained_on(checkpoint: P
         return Example(TokenSequence(prompt, said(sequencer, f"It should be {WORDS[i % 4]}.")), f"r{i}")
 
     learn, held_out = split_held_out([example(i) for i in range(40)], 0.25)
-    settings = TrainerSettings(critique_lr=3e-3, critique_epochs=4, critique_batch=8)
+    settings = TrainerSettings(critique_lr=5e-3, critique_epochs=6, critique_batch=4)
     trained = train_critic(World(), checkpoint, learn, held_out, settings)
     assert trained.metrics["critique_loss_after"] < 0.7 * trained.metrics["critique_loss_before"]
     assert trained.metrics["critique_held_out"] == len(held_out) > 3
@@ -99,7 +99,7 @@ def test_a_critique_model_that_only_gets_worse_stays_as_it_was(checkpoint: Path,
     prompt = asked(sequencer, "Draw.")
     learn = [Example(TokenSequence(prompt, said(sequencer, "wrong wrong")), "a")] * 8
     held_out = [Example(TokenSequence(prompt, said(sequencer, "Quite another thing 123")), "b")]
-    settings = TrainerSettings(critique_lr=0.05, critique_epochs=3, critique_batch=4)
+    settings = TrainerSettings(critique_lr=1.0, critique_epochs=3, critique_batch=4, warmup=0.0)
     trained = train_critic(World(), checkpoint, learn, held_out, settings)
     assert trained.metrics["critique_epochs"] == 0
     assert trained.metrics["critique_loss_after"] == trained.metrics["critique_loss_before"]

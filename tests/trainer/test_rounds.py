@@ -1,0 +1,338 @@
+"""A whole round: log → join → critique model → pairs → candidate → gate, against scripted services over real gRPC."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import trainer.rounds
+from anyloop.config import Settings
+from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, dlq, open_log
+from anyloop.media.store import MediaStore
+from anyloop.registry import Registry, announce, checkpoint_events, serving_version
+from anyloop.sequence import Sequencer
+from protos.anyloop.v1 import events_pb2, policy_pb2, types_pb2
+from tests.trainer.events import feedback, spoken
+from tests.trainer.fake_services import BASE, GOOD, FakeServices
+from trainer.config import TrainerSettings
+from trainer.distributed import World
+from trainer.gate.config import GateSettings
+from trainer.gate.service import Gate
+from trainer.intake import GROUP, Intake
+from trainer.join_store import JoinStore
+from trainer.journal import Journal
+from trainer.learner import Learner, should_start
+from trainer.publish import used_feedback
+from trainer.rounds import RoundRunner
+
+FAST = {
+    "critique_held_out": 0.2,
+    "critique_epochs": 1,
+    "critique_lr": 1e-3,
+    "min_pairs": 2,
+    "gate_timeout_s": 30.0,
+    "retry_s": 0.01,
+    "ppo_iterations": 2,
+    "ppo_rollouts": 8,
+    "ppo_batch": 4,
+    "ppo_epochs": 1,
+    "reward_epochs": 1,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    subtask: str = "T2T"
+    messages: tuple = (types_pb2.Message(role=types_pb2.ROLE_USER, parts=[types_pb2.ContentPart(text="Draw.")]),)
+    modalities: tuple = (types_pb2.MODALITY_TEXT,)
+
+
+@dataclass(frozen=True)
+class Judged:
+    success: bool
+    failed: tuple = ()
+
+
+class TextSuite:
+    """Right is what the scripted critique service calls right."""
+
+    def prompts(self) -> list[Question]:
+        return [Question(f"q{i}") for i in range(6)]
+
+    def judge(self, prompt_id: str, message: types_pb2.Message, media: MediaStore) -> Judged:
+        right = message.parts[0].text == GOOD
+        return Judged(right, () if right else ("text colour",))
+
+
+@dataclass
+class Loop:
+    """A home folder with a log and a registry, and what runs on it."""
+
+    home: Path
+    settings: Settings
+    services: FakeServices
+    log: EventLog
+    registry: Registry
+    sequencer: Sequencer
+    process: ExitStack
+    sent: int = 0
+
+    def say(self, count: int, critique: str = "It should be a blue circle.") -> None:
+        """`count` responses to different prompts, each with a critique."""
+        for number in range(self.sent, self.sent + count):
+            name = f"r{number}"
+            event = spoken(self.sequencer, name, f"Draw {number}.", "red square")
+            said = feedback(f"f{number}", name, critique=critique, created=2000 + number)
+            self.log.append(RESPONSES, Event.wrap(event, key=name, source="test", id=name))
+            self.log.append(FEEDBACK, Event.wrap(said, key=name, source="test", id=said.feedback_id))
+        self.sent += count
+
+    def learner(self, **more: object) -> Learner:
+        """A learner as a new process would open it; the one before is gone with its handles."""
+        self.process.close()
+        options = TrainerSettings(**(FAST | more))  # type: ignore[arg-type]
+        store = JoinStore(self.home / "trainer" / "state.db")
+        if store.created:
+            store.mark_used(used_feedback(self.registry))
+        journal = Journal(self.home / "trainer" / "rounds.jsonl")
+        runner = RoundRunner(self.settings, options, self.log, self.registry, store, journal, World())
+        intake = Intake(self.log, store)
+        self.process.callback(store.close)
+        self.process.callback(intake.close)
+        return Learner(intake, store, runner, journal, options)
+
+    def gate(self, **more: object) -> Gate:
+        media = MediaStore(self.settings.effective_media_url)
+        options = GateSettings(suite="test", **more)  # type: ignore[arg-type]
+        return Gate(self.settings, options, self.log, self.registry, media, TextSuite())
+
+    def with_gate(self, learner: Learner) -> bool:
+        """Runs one round with the gate beside it."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self.gate().run, args=(stop,))
+        thread.start()
+        try:
+            return learner.once()
+        finally:
+            stop.set()
+            thread.join(30)
+
+    def journal(self, event: str) -> list[dict]:
+        lines = (self.home / "trainer" / "rounds.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+@pytest.fixture
+def loop(tmp_path: Path, checkpoint: Path, sequencer: Sequencer) -> Iterator[Loop]:
+    with ExitStack() as stack:
+        log = open_log(f"sqlite:///{tmp_path}/log.db")
+        stack.callback(log.close)
+        log.ensure_topics()
+        registry = Registry(tmp_path / "registry")
+        for lineage in ("policy", "critique"):
+            manifest = registry.import_base(lineage, checkpoint)
+            announce(log, lineage, manifest.version, "promoted", digest=manifest.weights_digest)
+        services = stack.enter_context(FakeServices(sequencer, log, registry))
+        yield Loop(
+            tmp_path,
+            services.settings(tmp_path, checkpoint),
+            services,
+            log,
+            registry,
+            sequencer,
+            stack.enter_context(ExitStack()),
+        )
+
+
+def states(log: EventLog, lineage: str) -> list[tuple[str, str]]:
+    name = events_pb2.CheckpointEvent.State.Name
+    return [(event.version, name(event.state).removeprefix("STATE_")) for _, event in checkpoint_events(log, lineage)]
+
+
+def test_feedback_becomes_a_promoted_policy(loop: Loop) -> None:
+    loop.say(12)
+    assert loop.with_gate(loop.learner())
+
+    candidate = "policy-000001"
+    assert states(loop.log, "policy")[1:] == [(candidate, "CANDIDATE"), (candidate, "PROMOTED")]
+    assert serving_version(loop.log, "critique") == "critique-000001"
+    manifest = loop.registry.verify(candidate)
+    assert manifest.parent == BASE
+    assert manifest.metrics["feedback_ids"] == sorted(f"f{i}" for i in range(12))
+    consumed = {topic: sum(parts.values()) for topic, parts in manifest.offsets.items()}
+    assert consumed == {f"{GROUP}/{RESPONSES}": 12, f"{GROUP}/{FEEDBACK}": 12}
+    assert manifest.gate is not None
+    assert manifest.gate["outcome"] == "promoted"
+    assert manifest.metrics["pairs_by_origin"] == {"self-improving": 24}  # 12 logged answers and 12 fresh ones
+    assert manifest.metrics["critique_right_agreement"] == 1.0
+
+    (line,) = loop.journal("round")
+    assert line["outcome"] == "promoted"
+    assert line["metrics"]["feedback"] == line["metrics"]["feedback_critique"] == 12
+    assert {"examples", "feedback_modelling", "critique_swap", "self_improving", "dpo", "gate"} == set(line["seconds"])
+
+
+def test_the_trainers_own_requests_are_unlogged_pinned_and_concurrent(loop: Loop) -> None:
+    loop.say(12)
+    loop.services.unavailable = 2  # tried again, not lost
+    assert loop.learner(gate_timeout_s=0).once()
+    asked = loop.services.generated
+    assert all(request.unlogged and request.tokens_only and request.prompt_token_ids for request in asked)
+    assert {request.policy_version for request in asked} == {BASE}
+    assert loop.services.most_running > 4
+
+
+def test_a_ppo_round_samples_from_staged_weights_and_leaves_none_behind(loop: Loop) -> None:
+    loop.say(8)
+    assert loop.learner(algorithm="ppo", gate_timeout_s=0).once()
+    pins = {request.policy_version for request in loop.services.generated}
+    staged = pins - {BASE}
+    assert len(staged) == 1  # two turns: the first samples from the serving weights
+    assert all(version.startswith("policy-rollout-") for version in staged)
+    assert loop.services.resident == {BASE}
+    assert loop.registry.versions("policy") == [BASE, "policy-000001"]
+    metrics = loop.registry.manifest("policy-000001").metrics
+    assert metrics["ppo_turns"] == 2
+    assert metrics["reward_accuracy"] is not None
+
+
+def test_nothing_new_is_no_round(loop: Loop) -> None:
+    assert loop.learner().once() is False
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once() is True
+    assert loop.learner(gate_timeout_s=0).once() is False
+
+
+def test_poison_goes_to_the_dead_letters_and_the_rest_is_used(loop: Loop) -> None:
+    good = Event.wrap(feedback("f", "r"), key="k", source="test")
+    loop.log.append(FEEDBACK, Event("bad", "test", good.type, good.time, "k", b"\xff\xff\xff"))
+    loop.log.append(FEEDBACK, Event.wrap(policy_pb2.GenerateRequest(), key="k", source="test"))
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    assert len(list(loop.log.read(dlq(FEEDBACK)))) == 2
+    assert loop.registry.manifest("policy-000001").metrics["feedback"] == 6
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing between here and the operating system may handle it."""
+
+
+CRASHES = {
+    "before the critique model is published": ("publish_weights", 0, "before"),
+    "after the critique model is published": ("publish_weights", 0, "after"),
+    "after the critique model is announced": ("announce", 0, "after"),
+    "before the candidate is published": ("publish_weights", 1, "before"),
+    "after the candidate is published": ("publish_weights", 1, "after"),
+    "after the candidate is announced": ("announce", 1, "after"),
+}
+
+
+@pytest.mark.parametrize("crash", CRASHES.values(), ids=CRASHES.keys())
+def test_a_round_killed_anywhere_has_its_effects_once(
+    loop: Loop, crash: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, after_calls, when = crash
+    original = getattr(trainer.rounds, name)
+    calls = 0
+
+    def dying(*arguments: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        fatal = calls == after_calls + 1
+        if fatal and when == "before":
+            raise Killed
+        result = original(*arguments, **more)
+        if fatal:
+            raise Killed
+        return result
+
+    loop.say(8)
+    monkeypatch.setattr(trainer.rounds, name, dying)
+    with pytest.raises(Killed):
+        loop.learner(gate_timeout_s=0).once()
+    monkeypatch.setattr(trainer.rounds, name, original)
+    loop.say(4)  # arrives while the trainer is down: for the next round
+    assert loop.learner(gate_timeout_s=0).once()
+    assert loop.learner(gate_timeout_s=0).once()
+
+    for lineage in ("policy", "critique"):
+        manifests = [loop.registry.manifest(version) for version in loop.registry.versions(lineage)[1:]]
+        used = [name for manifest in manifests for name in manifest.metrics["feedback_ids"]]
+        assert sorted(used) == sorted(f"f{i}" for i in range(12))
+        assert len(manifests) == 2
+    announced = [version for version, state in states(loop.log, "policy") if state == "CANDIDATE"]
+    assert sorted(announced) == ["policy-000001", "policy-000002"]
+
+
+def test_a_lost_state_is_rebuilt_without_using_anything_twice(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    loop.process.close()
+    for path in (loop.home / "trainer").glob("state.db*"):
+        path.unlink()
+    loop.say(5)
+    assert loop.learner(gate_timeout_s=0).once()
+    assert loop.registry.manifest("policy-000002").metrics["feedback_ids"] == sorted(f"f{i}" for i in range(6, 11))
+
+
+def test_a_candidate_that_gains_nothing_is_rejected_and_unloaded(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    gate = loop.gate(min_gain=1.0)  # 0 % to 100 % is not above 100 %
+    event = gate.next_candidate()
+    assert event is not None
+    decision = gate.decide(event)
+    assert not decision.promote
+    assert loop.services.resident == {BASE}
+    assert gate.next_candidate() is None
+    last = [event for _, event in checkpoint_events(loop.log, "policy")][-1]
+    assert "not above +100.0%" in last.reason
+    report = json.loads(last.report_json)
+    assert report["subtasks"] == {"T2T": {"before": 0.0, "after": 1.0}}
+    assert report["serving"] == BASE
+
+
+def test_the_gate_rejects_a_damaged_candidate_without_loading_it(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    weights = loop.registry.path("policy-000001") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    gate = loop.gate()
+    event = gate.next_candidate()
+    assert event is not None
+    assert "not whole: policy-000001: model.safetensors" in gate.decide(event).reason
+    assert serving_version(loop.log, "policy") == BASE
+
+
+def test_the_gate_rejects_what_the_replica_refuses(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    loop.services.refuse_staging = "shapes differ"
+    gate = loop.gate()
+    event = gate.next_candidate()
+    assert event is not None
+    assert "shapes differ" in gate.decide(event).reason
+
+
+def test_overtaken_candidates_are_rejected_by_name(loop: Loop) -> None:
+    for _ in range(2):
+        loop.say(6)
+        assert loop.learner(gate_timeout_s=0).once()
+    event = loop.gate().next_candidate()
+    assert event is not None
+    assert event.version == "policy-000002"
+    assert ("policy-000001", "REJECTED") in states(loop.log, "policy")
+
+
+@pytest.mark.parametrize(
+    ("ready", "quiet", "waited", "start"),
+    [(0, 99, 9999, False), (64, 5, 0, True), (64, 4.9, 0, False), (63, 99, 0, False), (1, 0, 600, True)],
+)
+def test_when_a_round_starts(ready: int, quiet: float, waited: float, start: bool) -> None:
+    settings = TrainerSettings(min_feedback=64, quiet_s=5, max_wait_s=600)
+    assert should_start(ready, quiet, waited, settings) is start
