@@ -7,8 +7,6 @@ round can be run again from the start after a kill at any point and has its effe
 import asyncio
 import logging
 import random
-import time
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,17 +17,25 @@ from torch import Tensor
 
 from anyloop.config import Settings
 from anyloop.log import EventLog
-from anyloop.registry import Manifest, Registry, announce, checkpoint_events, serving_version
+from anyloop.registry import Manifest, Registry, serving_version
 from anyloop.sequence import LayoutError, Segment, Sequencer
-from anyloop.telemetry import metrics
-from protos.anyloop.v1 import events_pb2, types_pb2
+from protos.anyloop.v1 import types_pb2
 from trainer.batches import TokenSequence
-from trainer.clients import SampleRequest, ServiceError, Services, gather
+from trainer.clients import ServiceError, Services, gather
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.dpo import train_dpo
 from trainer.examples import Example, Examples, Pair, Seed, form_examples
 from trainer.feedback_modelling import mix, split_held_out, train_critic
+from trainer.handover import (
+    PROMOTED,
+    announce_candidate,
+    await_gate,
+    await_serving,
+    observe_delay,
+    promote_critic,
+    promotions,
+)
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import JoinStore, Round
@@ -37,16 +43,13 @@ from trainer.journal import Journal, json_safe
 from trainer.ppo import Rollout, train_ppo
 from trainer.publish import publish_weights, published_by_round
 from trainer.reward_model import train_reward_model
+from trainer.rollouts import sample_rollouts
 from trainer.self_improving import SelfImprover, probe_critic
 from trainer.trained import Trained
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
-REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
-ROLLOUT = "policy-rollout-"  # weights of an unfinished PPO run, staged for sampling, never announced
 
 
 @dataclass
@@ -82,11 +85,12 @@ class RoundRunner:
             candidate = self._learn(claimed, joined, report)
         if candidate is None:
             return self._close(claimed, report, "no candidate: too few pairs")
-        self._announce_candidate(candidate)
+        announce_candidate(self._log, candidate)
         with self._journal.phase(claimed.id, "gate", report.seconds):
-            decision = self._await_gate(candidate.version)
+            decision = await_gate(self._log, candidate.version, self._trainer.gate_timeout_s)
         if decision is not None and decision.state == PROMOTED:
-            self._observe_delay(candidate.version, joined)
+            with self._journal.phase(claimed.id, "policy_swap", report.seconds):
+                self._await_policy(candidate.version, joined)
         outcome = "undecided" if decision is None else "promoted" if decision.state == PROMOTED else "rejected"
         report.metrics |= {"candidate": candidate.version, "reason": decision.reason if decision else ""}
         self._registry.prune("policy", self._trainer.keep_checkpoints, {self._serving("policy"), candidate.version})
@@ -130,7 +134,9 @@ class RoundRunner:
                 raise LayoutError("this part of a refinement could not be encoded")
             return found
 
-        return form_examples(joined, sequencer, self._trainer, encode, self._promotions())
+        return form_examples(
+            joined, sequencer, self._trainer, encode, promotions(self._log, "policy") or [self._serving("policy")]
+        )
 
     def _encode_refinements(self, joined: Sequence[Joined]) -> dict[bytes, Segment]:
         """Codes of every medium in refinements, by the part that holds it."""
@@ -178,31 +184,10 @@ class RoundRunner:
         if published is not None:
             report.metrics["critique_version"] = published.version
             report.metrics |= {name: value for name, value in published.metrics.items() if name.startswith("critique_")}
-            self._promote_critic(published)
+            promote_critic(self._log, published)
             with self._journal.phase(claimed.id, "critique_swap", report.seconds):
-                self._with_services(lambda services: self._await_critic(services, published.version))
+                self._await_serving("critique", published.version)
         return held_out
-
-    def _promote_critic(self, published: Manifest) -> None:
-        promoted = {event.version for _, event in checkpoint_events(self._log, "critique") if event.state == PROMOTED}
-        if published.version not in promoted:
-            announce(
-                self._log,
-                "critique",
-                published.version,
-                "promoted",
-                parent=published.parent,
-                digest=published.weights_digest,
-                reason=f"held-out critique loss {published.metrics.get('critique_loss_after')}",
-                decided_by="trainer",
-            )
-
-    async def _await_critic(self, services: Services, version: str) -> None:
-        deadline = time.monotonic() + self._trainer.swap_timeout_s
-        while (await services.status("critique")).serving_version != version:
-            if time.monotonic() > deadline:
-                raise ServiceError(f"the critique service does not serve {version} in time", retriable=True)
-            await asyncio.sleep(0.1)
 
     # Self-improving and optimisation
 
@@ -235,6 +220,14 @@ class RoundRunner:
         reward, reward_metrics = world.call(train_reward_model, start, pairs, trainer)
         log.info("reward model: %s", reward_metrics)
         prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+
+        def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
+            return self._with_services(
+                lambda services: sample_rollouts(
+                    services, self._registry, policy, prompts, turn, weights, trainer, claimed.key
+                )
+            )
+
         trained = world.call(
             train_ppo,
             start,
@@ -242,55 +235,11 @@ class RoundRunner:
             reward,
             imitations,
             trainer,
-            local={"rollouts": lambda turn, weights: self._rollouts(claimed, policy, prompts, turn, weights)},
+            local={"rollouts": rollouts},
         )
         return replace(trained, metrics=reward_metrics | trained.metrics)
 
-    def _rollouts(
-        self, claimed: Round, policy: str, prompts: Sequence[Seed], turn: int, weights: dict[str, Tensor] | None
-    ) -> list[Rollout]:
-        """Answers of the actor as it is now, sampled by the serving engine from weights staged for that."""
-        trainer = self._trainer
-        asked = [prompts[i % len(prompts)] for i in range(turn * 7919, turn * 7919 + trainer.ppo_rollouts)]
-
-        async def sample(services: Services) -> list[Rollout]:
-            version = policy
-            if weights is not None:
-                await self._clear_rollouts(services)
-                start = self._registry.path(policy)
-                version = f"{ROLLOUT}{claimed.key}-{turn}-{uuid.uuid4().hex[:8]}"
-                publish_weights(self._registry, "policy", start, weights, parent_version=policy, version=version)
-                await services.stage(version)
-            requests = [
-                SampleRequest(
-                    seed.prompt,
-                    seed.modalities,
-                    1.0,
-                    trainer.max_answer_tokens,
-                    (claimed.id * 101 + turn) * 1_000_003 + number,
-                    version,
-                )
-                for number, seed in enumerate(asked)
-            ]
-            samples = await gather(services.sample, requests, "a rollout")
-            if weights is not None:
-                await self._clear_rollouts(services)
-            return [
-                Rollout(request.prompt, one.tokens, one.logprobs, request.modalities)
-                for request, one in zip(requests, samples, strict=True)
-                if one is not None and one.finished and len(one.tokens) == len(one.logprobs)
-            ]
-
-        return self._with_services(sample)
-
-    async def _clear_rollouts(self, services: Services) -> None:
-        """Unloads and deletes staged rollout weights, those of a killed run included."""
-        for version in self._registry.versions("policy"):
-            if version.startswith(ROLLOUT):
-                await services.unstage(version)
-                self._registry.delete(version)
-
-    # Publishing and the gate
+    # Publishing
 
     def _publish(
         self,
@@ -320,51 +269,6 @@ class RoundRunner:
             metrics=json_safe(report.metrics | facts),
         )
 
-    def _announce_candidate(self, candidate: Manifest) -> None:
-        if not any(event.version == candidate.version for _, event in checkpoint_events(self._log, "policy")):
-            announce(
-                self._log,
-                "policy",
-                candidate.version,
-                "candidate",
-                parent=candidate.parent,
-                digest=candidate.weights_digest,
-                decided_by="trainer",
-            )
-
-    def _await_gate(self, version: str) -> events_pb2.CheckpointEvent | None:
-        """The gate's decision; None when it takes longer than the setting allows."""
-        deadline = time.monotonic() + self._trainer.gate_timeout_s
-        while True:
-            for _, event in checkpoint_events(self._log, "policy"):
-                if event.version == version and event.state in (PROMOTED, REJECTED):
-                    return event
-            if time.monotonic() >= deadline:
-                log.warning("the gate has not decided on %s yet", version)
-                return None
-            time.sleep(0.2)
-
-    def _observe_delay(self, version: str, joined: Sequence[Joined]) -> None:
-        """Waits a little for the replica to serve `version`, then measures how old the feedback in it is."""
-
-        async def serving(services: Services) -> bool:
-            deadline = time.monotonic() + self._trainer.swap_timeout_s
-            while time.monotonic() < deadline:
-                if (await services.status("policy")).serving_version == version:
-                    return True
-                await asyncio.sleep(0.1)
-            return False
-
-        try:
-            if not self._with_services(serving):
-                log.warning("%s was promoted, but the policy service does not serve it yet", version)
-                return
-        except ServiceError as error:
-            log.warning("%s was promoted, but the policy service does not answer: %s", version, error)
-            return
-        for one in joined:
-            metrics.FEEDBACK_TO_SERVING.observe(max(0.0, time.time() - one.feedback.created_unix_ms / 1000))
-
     def _close(self, claimed: Round, report: Report, outcome: str) -> str:
         self._journal.write(
             "round",
@@ -384,10 +288,18 @@ class RoundRunner:
         version = serving_version(self._log, lineage)
         return version or self._registry.import_base(lineage, self._settings.model_dir).version
 
-    def _promotions(self) -> list[str]:
-        """Policy versions in the order they went into service, the serving one last."""
-        promoted = [event.version for _, event in checkpoint_events(self._log, "policy") if event.state == PROMOTED]
-        return promoted or [self._serving("policy")]
+    def _await_serving(self, lineage: str, version: str) -> None:
+        timeout = self._trainer.swap_timeout_s
+        self._with_services(lambda services: await_serving(services, self._log, lineage, version, timeout))
+
+    def _await_policy(self, version: str, joined: Sequence[Joined]) -> None:
+        """The round is done whether or not the replica answers; the delay is measured only where it serves."""
+        try:
+            self._await_serving("policy", version)
+        except ServiceError as error:
+            log.warning("%s was promoted, but: %s", version, error)
+        else:
+            observe_delay(joined)
 
     def _with_services(self, work: Callable[[Services], Awaitable[T]]) -> T:
         async def run() -> T:

@@ -174,7 +174,9 @@ def test_feedback_becomes_a_promoted_policy(loop: Loop) -> None:
     (line,) = loop.journal("round")
     assert line["outcome"] == "promoted"
     assert line["metrics"]["feedback"] == line["metrics"]["feedback_critique"] == 12
-    assert {"examples", "feedback_modelling", "critique_swap", "self_improving", "dpo", "gate"} == set(line["seconds"])
+    assert {"examples", "feedback_modelling", "critique_swap", "self_improving", "dpo", "gate", "policy_swap"} == set(
+        line["seconds"]
+    )
 
 
 def test_the_trainers_own_requests_are_unlogged_pinned_and_concurrent(loop: Loop) -> None:
@@ -225,10 +227,10 @@ class Killed(BaseException):
 CRASHES = {
     "before the critique model is published": ("publish_weights", 0, "before"),
     "after the critique model is published": ("publish_weights", 0, "after"),
-    "after the critique model is announced": ("announce", 0, "after"),
+    "after the critique model is announced": ("promote_critic", 0, "after"),
     "before the candidate is published": ("publish_weights", 1, "before"),
     "after the candidate is published": ("publish_weights", 1, "after"),
-    "after the candidate is announced": ("announce", 1, "after"),
+    "after the candidate is announced": ("announce_candidate", 0, "after"),
 }
 
 
