@@ -39,17 +39,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     home: Annotated[
         Path | None, typer.Option("--home", help="Folder of everything this machine writes (ANYLOOP_HOME).")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Serve an any-to-any model and keep aligning it from what people say about its answers."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
     if home is not None:
         os.environ["ANYLOOP_HOME"] = str(home.absolute())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from anyloop import __version__
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.feedback import ratings
@@ -34,6 +35,11 @@ def test_every_command_explains_itself(command: list[str], runner: CliRunner) ->
     result = runner.invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+def test_the_version_is_printed_without_a_command(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"{__version__}\n")
 
 
 def test_an_unknown_command_is_a_usage_error(runner: CliRunner) -> None:
