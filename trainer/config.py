@@ -34,7 +34,7 @@ class TrainerSettings(BaseSettings):
     right_pattern: str = Field(
         r"^(good, |yes, )?(this|that|it|everything|all|all of it) (is|looks|seems|sounds) "
         r"(all )?(right|correct|good|fine|perfect)\W*$|^(right|correct|perfect|good)\W*$",
-        description="A critique matching this (lower case) says that the answer is right",
+        description="A critique whose last sentence matches this (lower case) says that the answer is right",
     )
     right_rating: float = Field(0.75, ge=0, le=1, description="An overall rating from here up says right")
     wrong_rating: float = Field(0.5, ge=0, le=1, description="An overall rating below this says wrong")
@@ -62,7 +62,7 @@ class TrainerSettings(BaseSettings):
     critique_temperature: float = Field(0.0, ge=0)
     refine_temperature: float = Field(0.0, ge=0)
     max_answer_tokens: int = Field(96, ge=1)
-    max_critique_tokens: int = Field(64, ge=1)
+    max_critique_tokens: int = Field(96, ge=1)
     request_timeout_s: float = Field(120.0, gt=0)
 
     # Optimisation, shared
@@ -109,6 +109,7 @@ class TrainerSettings(BaseSettings):
     keep_checkpoints: int = Field(20, ge=2, description="Versions kept per lineage")
 
     def says_right(self, critique: str) -> bool:
-        """Whether a critique approves of the answer."""
+        """Whether a critique approves of the answer: its last sentence gives the verdict."""
         text = " ".join(critique.lower().split())
-        return text == self.right_text.lower() or re.match(self.right_pattern, text) is not None
+        verdict = re.split(r"(?<=[.!?;])\s", text)[-1]
+        return verdict == self.right_text.lower() or re.match(self.right_pattern, verdict) is not None

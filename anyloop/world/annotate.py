@@ -1,6 +1,13 @@
-"""An annotator: turns a judgement into what a person would say, and reads such words back exactly."""
+"""An annotator: turns a judgement into what a person would say, and reads such words back exactly.
+
+A careful critique says what is there and goes through the dimensions, as the annotations of align-anything do: "I see
+two large red circles on the left. Count good, size should be small, colour good, shape good, position good." For
+understanding tasks "what is there" is what the input shows; for generation, what the answer shows. A hasty critique
+only says what is wrong: "The size should be small."
+"""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +16,8 @@ from anyloop.modality import Modality
 from anyloop.world import language
 from anyloop.world.perceive import UNCLEAR
 from anyloop.world.perceive.sentence import words_of
-from anyloop.world.scenes import PITCHES, Scene, Sound, other_value
-from anyloop.world.tasks import Answer, Fault, Judgement, Task, right_answer
+from anyloop.world.scenes import PITCHES, Clip, Picture, Scene, Sound, Things, other_value
+from anyloop.world.tasks import Answer, Fault, Judgement, Task, right_answer, shown_in
 
 RIGHT = ("This is correct.", "All of it is correct.", "Good, this is correct.")
 VAGUE = ("This is not correct.", "That is not what I asked for.", "Something is wrong.")
@@ -28,6 +35,8 @@ _PHRASES: dict[str, tuple[str, ...]] = {
     "direction": ("it should move {}", "it should go {}", "make it move {}"),
     "speed": ("it should be {}", "the speed should be {}", "make it {}"),
 }
+_RUBRIC = {"first": "first note", "second": "second note", "third": "third note"}  # other dimensions by their names
+_NOTICE = {Things: "I count", Picture: "I see", Sound: "I hear", Clip: "I see that"}
 _PART = {Modality.TEXT: "in the text, ", Modality.IMAGE: "in the picture, "}
 
 
@@ -57,10 +66,14 @@ def read_critique(task: Task, critique: str) -> Reading:
     kind = type(task.scene)
     claims = set()
     part = task.modalities[-1]
-    for clause in re.split(r"[.;]| and ", critique.lower()):
+    noticed = "|".join(word.lower() for word in _NOTICE.values())
+    told = re.sub(rf"^({noticed}) [^.]*\.", "", critique.lower())
+    for clause in re.split(r"[.,;]| and ", told):
+        if clause.strip().startswith("not "):
+            continue
         if len(task.modalities) > 1:
             part = Modality.TEXT if "text" in clause else Modality.IMAGE if "picture" in clause else part
-        words = words_of(clause.split(", not ")[0])
+        words = words_of(clause)
         for dimension, values in kind.VALUES.items():
             if kind is Sound and values is PITCHES and dimension not in words:
                 continue
@@ -76,6 +89,36 @@ def names_exactly(task: Task, critique: str, judgement: Judgement) -> bool:
     """Whether a critique says all that is wrong, nothing else, and 'right' only of what is right."""
     reading = read_critique(task, critique)
     return reading.claims == true_claims(judgement) and reading.right == judgement.ok
+
+
+def notice(scene: Scene) -> str:
+    """The first sentence of a critique: what is there."""
+    return f"{_NOTICE[type(scene)]} {language.describe(scene)}. "
+
+
+def rubric(task: Task, faults: Collection[Claim]) -> str:
+    """Every dimension of every part: good, or how it should be; then the verdict, where all is good."""
+    sentences = []
+    for part in task.modalities:
+        wrong = {claim.dimension: claim.value for claim in faults if claim.part is part}
+        marks = [
+            f"{_RUBRIC.get(dimension, dimension)} "
+            + (f"should be {wrong[dimension]}" if dimension in wrong else "good")
+            for dimension in task.scene.VALUES
+        ]
+        sentence = (_PART[part] if len(task.modalities) > 1 else "") + ", ".join(marks) + "."
+        sentences.append(sentence[0].upper() + sentence[1:])
+    return " ".join(sentences if faults else [*sentences, RIGHT[0]])
+
+
+def what_is_there(task: Task, answer: Answer) -> Scene | None:
+    """The scene that a careful person notices: the input's, the answer's, or (text alone) the right count of things.
+
+    None when the answer's medium cannot be told.
+    """
+    if len(task.modalities) == 1 and task.modalities[0] is Modality.TEXT:
+        return task.scene
+    return shown_in(answer, task.modalities[-1], type(task.scene))
 
 
 def phrase(faults: list[Claim], parts: int, rng: np.random.Generator, got: dict[Claim, str] | None = None) -> str:
@@ -95,7 +138,7 @@ def phrase(faults: list[Claim], parts: int, rng: np.random.Generator, got: dict[
 
 
 class Annotator:
-    """A person with habits: a share of wrong, vague, and partial critiques (of several faults, only some are named)."""
+    """A person with habits: shares of wrong, vague, partial (some of several faults) and hasty critiques."""
 
     def __init__(
         self,
@@ -103,8 +146,10 @@ class Annotator:
         wrong_share: float = 0.0,
         vague_share: float = 0.0,
         partial_share: float = 0.0,
+        hasty_share: float = 0.2,
     ) -> None:
         self._rng = rng
+        self.hasty_share = hasty_share
         self.wrong_share, self.vague_share, self.partial_share = wrong_share, vague_share, partial_share
 
     def critique(self, task: Task, answer: Answer, judgement: Judgement) -> str:
@@ -113,17 +158,24 @@ class Annotator:
         if rng.random() < self.wrong_share:
             return self._wrong(task, judgement)
         if judgement.ok:
-            return language.pick(rng, RIGHT)
+            return self._careful(task, answer, []) or language.pick(rng, RIGHT)
         if rng.random() < self.vague_share:
             return language.pick(rng, VAGUE)
         faults = list(judgement.failed)
         if len(faults) > 1 and rng.random() < self.partial_share:
             keep = sorted(rng.choice(len(faults), int(rng.integers(1, len(faults))), replace=False))
             faults = [faults[at] for at in keep]
-        return self._say(task, faults)
-
-    def _say(self, task: Task, faults: list[Fault]) -> str:
         claims = [Claim(fault.part, fault.dimension, fault.expected) for fault in faults]
+        return self._careful(task, answer, claims) or self._hasty(task, faults, claims)
+
+    def _careful(self, task: Task, answer: Answer, claims: list[Claim]) -> str:
+        """Empty when this person is in a hurry, or cannot tell what the answer shows."""
+        there = what_is_there(task, answer)
+        if there is None or self._rng.random() < self.hasty_share:
+            return ""
+        return notice(there) + rubric(task, claims)
+
+    def _hasty(self, task: Task, faults: list[Fault], claims: list[Claim]) -> str:
         got = {claim: fault.got for claim, fault in zip(claims, faults, strict=True)}
         return phrase(claims, len(task.modalities), self._rng, got)
 

@@ -173,6 +173,12 @@ def _perceive_part(answer: Answer, part: Modality, kind: type[Scene]) -> dict[st
     return _PERCEIVE[part](medium) if medium is not None else dict.fromkeys(kind.VALUES, UNCLEAR)
 
 
+def shown_in(answer: Answer, part: Modality, kind: type[Scene]) -> Scene | None:
+    """The scene that a part of the answer shows or says; None when a dimension cannot be told."""
+    seen = _perceive_part(answer, part, kind)
+    return None if UNCLEAR in seen.values() else kind(**seen)
+
+
 def success_rate(judgements: Sequence[Judgement]) -> float:
     """Share of answers without a fault; NaN for none."""
     return float(np.mean([judgement.ok for judgement in judgements])) if judgements else float("nan")

@@ -16,7 +16,7 @@ from anyloop.modality import Modality
 from anyloop.models.codec import PatchVQ
 from anyloop.sequence import Codes, Segment, Sequencer, Turn
 from anyloop.world import language, tasks
-from anyloop.world.annotate import RIGHT, VAGUE, Claim, phrase
+from anyloop.world.annotate import RIGHT, VAGUE, Claim, notice, phrase, rubric
 from anyloop.world.pretrain.codecs import KIND, to_codec
 from anyloop.world.scenes import Scene, changed, other_value
 from anyloop.world.tasks import SUBTASKS, Task
@@ -83,7 +83,7 @@ class Corpus:
         said = corrupt(task, rng) if rng.random() < 0.85 else Said(task.scene, task.scene)
         before = self.segments(task, said, rng)
         after = self.segments(task, Said(task.scene, task.scene), rng)
-        words = self._remark(task, faults_of(task, said), rng)
+        words = self._remark(task, said, faults_of(task, said), rng)
         return self.sequencer.refine_prompt(self.turns(task, rng), before, words), self.sequencer.answer(after)
 
     def critique(self, task: Task, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -92,7 +92,7 @@ class Corpus:
         if rng.random() < self.noise.critiques:
             words = self._noisy_remark(task, rng)
         else:
-            words = self._remark(task, faults, rng)
+            words = self._remark(task, said, faults, rng)
         prompt = self.sequencer.critique_prompt(self.turns(task, rng), self.segments(task, said, rng))
         return prompt, self.sequencer.answer([words])
 
@@ -111,18 +111,23 @@ class Corpus:
                 parts.append(self.book.draw(said.shown, rng))
         return parts
 
-    def _remark(self, task: Task, faults: list[Claim], rng: np.random.Generator) -> str:
-        if not faults:
-            return language.pick(rng, RIGHT)
-        return phrase(faults, len(task.modalities), rng)
+    def _remark(self, task: Task, said: Said, faults: list[Claim], rng: np.random.Generator) -> str:
+        """A careful critique, now and then a hasty one."""
+        if rng.random() < 0.85:
+            return self._seen(task, said) + rubric(task, faults)
+        return phrase(faults, len(task.modalities), rng) if faults else language.pick(rng, RIGHT)
 
     def _noisy_remark(self, task: Task, rng: np.random.Generator) -> str:
+        """A careless critique: may see what is there, but says what comes to mind."""
         draw = rng.random()
         if draw < 0.3:
             return language.pick(rng, RIGHT)
-        if draw < 0.5:
+        if draw < 0.6:
             return language.pick(rng, VAGUE)
-        return self._remark(task, faults_of(task, corrupt(task, rng), flip=True), rng)
+        return phrase(faults_of(task, corrupt(task, rng), flip=True), len(task.modalities), rng)
+
+    def _seen(self, task: Task, said: Said) -> str:
+        return notice(task.scene if task.modalities == (Modality.TEXT,) else said.shown)
 
 
 def corrupt(task: Task, rng: np.random.Generator) -> Said:
@@ -167,7 +172,9 @@ def texts(rng: np.random.Generator, count: int) -> Iterator[str]:
         task = tasks.sample(SUBTASKS[at % len(SUBTASKS)], "train", rng, with_media=False)
         yield task.prompt
         yield language.answer_sentence(task.scene, rng)
-        yield phrase(faults_of(task, corrupt(task, rng)), len(task.modalities), rng)
+        faults = faults_of(task, corrupt(task, rng))
+        yield phrase(faults, len(task.modalities), rng)
+        yield notice(task.scene) + rubric(task, faults)
 
 
 def pack(pairs: Iterator[tuple[list[int], list[int]]], rows: int, width: int) -> tuple[torch.Tensor, ...]:

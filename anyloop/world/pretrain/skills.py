@@ -58,7 +58,7 @@ class Skills:
             if temperature == 0:
                 choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
             out = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=64, pad_token_id=end, eos_token_id=end, **choice
+                input_ids=ids, attention_mask=mask, max_new_tokens=96, pad_token_id=end, eos_token_id=end, **choice
             )
             outputs += [self.sequencer.parse(row) for row in out[:, width:].tolist()]
         return outputs

@@ -24,8 +24,8 @@ def path(scene: Clip, line: int, start: int) -> list[tuple[int, int]]:
 
 
 def render_clip(scene: Clip, rng: np.random.Generator, jitter: float = 0.0) -> np.ndarray:
-    """uint8 `[8, 64, 64, 3]`. `rng` draws the line and the first cell; `jitter` shifts the whole line, in pixels."""
-    line, start = int(rng.integers(1, 3)), int(rng.integers(0, 5 - CELLS_VISITED[scene.speed]))
+    """uint8 `[8, 64, 64, 3]`. `rng` draws the line it keeps to; `jitter` shifts the whole line, in pixels."""
+    line, start = int(rng.integers(1, 3)), (4 - CELLS_VISITED[scene.speed]) // 2
     offset = rng.uniform(-jitter, jitter, 2) if jitter else (0.0, 0.0)
     frames = []
     for column, row in path(scene, line, start):
