@@ -171,8 +171,8 @@ def _summary(results: "Results", out: Path, screen_console: Any) -> None:
     screen_console.print()
     screen_console.print(success_table(results.evaluations))
     table = Table(title="\nRounds", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("round", "critiques", "decision", "learn", "gate", "swap", "stall", "served in swap", "failed"):
-        table.add_column(name, justify="left" if name == "decision" else "right")
+    for name in ("round", "critiques", "decision", "learn", "gate", "swap", "stall", "served", "failed"):
+        table.add_column(name, justify="left" if name == "decision" else "right", no_wrap=True)
     for r in results.rounds:
         swap = r.swap
         table.add_row(
@@ -180,7 +180,7 @@ def _summary(results: "Results", out: Path, screen_console: Any) -> None:
             str(r.feedback_events),
             f"{r.state} {r.candidate}",
             *(f"{r.seconds[phase]:.1f} s" if phase in r.seconds else "–" for phase in ("learn", "gate", "swap")),
-            f"{swap.stall_seconds * 1000:.1f} ms" if swap else "–",
+            swap.stall_text if swap else "–",
             str(swap.requests.served) if swap else "–",
             str(swap.requests.failed) if swap else "–",
         )

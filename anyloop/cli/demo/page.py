@@ -77,7 +77,7 @@ def _rounds(rounds: Sequence[Round]) -> str:
     for r in rounds:
         phases = "<br>".join(f"{label} {r.seconds[key]:.1f} s" for key, label in _PHASES.items() if key in r.seconds)
         swap = r.swap
-        stall = f"{swap.stall_seconds * 1000:.1f} ms" if swap else "–"
+        stall = swap.stall_text if swap else "–"
         load = f"{swap.requests.served} / {swap.requests.failed}" if swap else "–"
         decision = f'<b class="{"up" if swap else "down"}">{escape(r.state)}</b> {escape(r.candidate)}'
         rows.append(

@@ -33,8 +33,13 @@ class Swap:
     version: str
     begun: float
     ended: float
-    stall_seconds: float  # longest time that no decode step ran, as the replica measured it
+    stall_seconds: float  # time that no decode step ran, as the replica measured it
     requests: Count  # of the traffic, under way within two seconds of the swap
+
+    @property
+    def stall_text(self) -> str:
+        """Three digits: a switch of references takes microseconds, a copy milliseconds."""
+        return f"{self.stall_seconds * 1000:.3g} ms"
 
 
 @dataclass(frozen=True)

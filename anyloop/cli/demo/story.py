@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ _POLL_S = 0.25
 _SWAP_MARGIN_S = 2.0  # traffic this close to a swap counts as disturbed by it
 _SWAP_TIMEOUT_S = 60.0
 _REASKED_PER_SUBTASK = 6
+_PEOPLE = 8  # who give feedback at the same time
 
 
 class Story:
@@ -128,20 +130,24 @@ class Story:
             return ask_all(self._client, asked, store=True, on_answer=lambda _: self._tick(advance))
 
     def _criticise(self, label: str, exchanges: Sequence[Exchange]) -> None:
-        with self._screen.phase(f"{label}: critiques", len(exchanges)) as advance:
-            for exchange in exchanges:
-                said = self._annotator.critique(exchange.task, exchange.answer, exchange.judgement)
-                self._client.feedback(
-                    {
-                        "response_id": exchange.reply.id,
-                        "critique": said,
-                        "label": self._annotator.label(exchange.judgement),
-                        "rating": self._annotator.rating(exchange.judgement),
-                        "idempotency_key": f"demo-{exchange.reply.id}",
-                    }
-                )
-                self._criticised.append((exchange, said))
+        said = [self._annotator.critique(one.task, one.answer, one.judgement) for one in exchanges]
+        statements = [
+            {
+                "response_id": exchange.reply.id,
+                "critique": critique,
+                "label": self._annotator.label(exchange.judgement),
+                "rating": self._annotator.rating(exchange.judgement),
+                "idempotency_key": f"demo-{exchange.reply.id}",
+            }
+            for exchange, critique in zip(exchanges, said, strict=True)
+        ]
+        with (
+            self._screen.phase(f"{label}: critiques", len(statements)) as advance,
+            ThreadPoolExecutor(_PEOPLE, thread_name_prefix="feedback") as people,
+        ):
+            for _ in people.map(self._client.feedback, statements):
                 self._tick(advance)
+        self._criticised += zip(exchanges, said, strict=True)
 
     def _decision(self, label: str, records_before: int) -> tuple[Announcement | None, Announcement | None]:
         """The policy candidate of this round and what the gate said; (None, None) when the trainer made none."""
