@@ -9,7 +9,7 @@ import pytest
 from anyloop.world import SUBTASKS
 from tests.models.random_omni import build_random_omni
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def test_a_small_demo_goes_round_once_and_reports_all_of_it(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_small_demo_goes_round_once_and_reports_all_of_it(tmp_path: Path) -> N
     }
     options = ["--rounds=1", "--prompts=16", "--eval-prompts=1", "--host=inprocess", "--port-offset=4500", "--json"]
     command = [sys.executable, "-m", "anyloop.cli", "demo", *options, f"--out={tmp_path / 'out'}"]
-    run = subprocess.run(command, env={**os.environ, **small}, capture_output=True, text=True, timeout=280)
+    run = subprocess.run(command, env={**os.environ, **small}, capture_output=True, text=True, timeout=560)
     assert run.returncode == 0, run.stderr
 
     report = json.loads((tmp_path / "out" / "demo-report.json").read_text())

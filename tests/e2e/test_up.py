@@ -15,7 +15,7 @@ import pytest
 from anyloop.cli.exits import ExitCode
 from tests.models.random_omni import build_random_omni
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 _OFFSET = 4100
 
 
