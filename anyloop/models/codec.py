@@ -3,7 +3,8 @@
 `PatchVQ` is the codec of the reference model. The vector-quantised autoencoders of transformers were tried first: their
 32-group norms force 32 channels at full resolution, some 36 GFLOP per 64x64x8 training video, hours on two cores, while
 the reference world needs a codebook of a hundred patches. So this is the smallest module with the same
-`encode`/`decode` shape: non-overlapping patches, a linear embedding, the nearest codebook entry, a linear decoder.
+`encode`/`decode` shape: non-overlapping patches, a linear embedding, the nearest codebook entry, and the same embedding
+transposed to decode.
 It is a `PreTrainedModel`, so it saves, loads and ships like any other.
 """
 
@@ -63,9 +64,9 @@ class PatchVQ(PreTrainedModel):
         patch = 1
         for size in config.patch_shape:
             patch *= size
-        self.embed = torch.nn.Linear(patch, config.embed_dim)
+        self.mean = torch.nn.Parameter(torch.zeros(patch))
+        self.embed = torch.nn.Linear(patch, config.embed_dim, bias=False)  # orthonormal rows: decoding is its transpose
         self.codebook = torch.nn.Embedding(config.codebook_size, config.embed_dim)
-        self.unembed = torch.nn.Linear(config.embed_dim, patch)
         self.post_init()
 
     def patches(self, media: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,7 @@ class PatchVQ(PreTrainedModel):
     @torch.no_grad()
     def encode(self, media: torch.Tensor) -> torch.Tensor:
         """`[batch, *input_shape]` floats to `[batch, code_length]` codes."""
-        hidden = self.embed(self.patches(media))
+        hidden = self.embed(self.patches(media) - self.mean)
         distance = torch.cdist(hidden, self.codebook.weight[None].expand(hidden.shape[0], -1, -1))
         return distance.argmin(-1)
 
@@ -99,4 +100,4 @@ class PatchVQ(PreTrainedModel):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """`[batch, code_length]` codes to `[batch, *input_shape]` floats, clipped to the range of the medium."""
         low = -1.0 if self.config.modality == "audio" else 0.0
-        return self.unpatch(self.unembed(self.codebook(codes))).clamp(low, 1.0)
+        return self.unpatch(self.codebook(codes) @ self.embed.weight + self.mean).clamp(low, 1.0)

@@ -1,13 +1,12 @@
 """An annotator: turns a judgement into what a person would say, and reads such words back exactly.
 
-A careful critique says what is there and goes through the dimensions, as the annotations of align-anything do: "I see
-two large red circles on the left. Count good, size should be small, colour good, shape good, position good." For
-understanding tasks "what is there" is what the input shows; for generation, what the answer shows. A hasty critique
-only says what is wrong: "The size should be small."
+A careful critique says what the answer has and goes through what was asked for, dimension by dimension, as the
+annotations of align-anything do: "It shows two large red circles on the left: two yes, small no, red yes, circle yes,
+left yes." A hasty one only says what is wrong: "The size should be small."
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from anyloop.modality import Modality
 from anyloop.world import language
 from anyloop.world.perceive import UNCLEAR
 from anyloop.world.perceive.sentence import words_of
-from anyloop.world.scenes import PITCHES, Clip, Picture, Scene, Sound, Things, other_value
+from anyloop.world.scenes import PITCHES, Scene, Sound, other_value
 from anyloop.world.tasks import Answer, Fault, Judgement, Task, right_answer, shown_in
 
 RIGHT = ("This is correct.", "All of it is correct.", "Good, this is correct.")
@@ -35,8 +34,7 @@ _PHRASES: dict[str, tuple[str, ...]] = {
     "direction": ("it should move {}", "it should go {}", "make it move {}"),
     "speed": ("it should be {}", "the speed should be {}", "make it {}"),
 }
-_RUBRIC = {"first": "first note", "second": "second note", "third": "third note"}  # other dimensions by their names
-_NOTICE = {Things: "I count", Picture: "I see", Sound: "I hear", Clip: "I see that"}
+_VERB = {Modality.TEXT: "says", Modality.IMAGE: "shows", Modality.AUDIO: "plays", Modality.VIDEO: "shows"}
 _PART = {Modality.TEXT: "in the text, ", Modality.IMAGE: "in the picture, "}
 
 
@@ -63,26 +61,47 @@ def true_claims(judgement: Judgement) -> frozenset[Claim]:
 
 def read_critique(task: Task, critique: str) -> Reading:
     """The claims of a critique of an answer to `task`, whoever wrote it."""
-    kind = type(task.scene)
-    claims = set()
-    part = task.modalities[-1]
-    noticed = "|".join(word.lower() for word in _NOTICE.values())
-    told = re.sub(rf"^({noticed}) [^.]*\.", "", critique.lower())
-    for clause in re.split(r"[.,;]| and ", told):
-        if clause.strip().startswith("not "):
+    claims: set[Claim] = set()
+    for sentence in critique.lower().split("."):
+        part = task.modalities[-1]
+        opening = re.match(r"\s*it (says|shows|plays) [^:]*:", sentence)
+        if opening:
+            if opening[1] == "says":
+                part = Modality.TEXT
+            for at, item in enumerate(sentence[opening.end() :].split(",")):
+                claims.update(_checked(task, part, item, at))
             continue
-        if len(task.modalities) > 1:
-            part = Modality.TEXT if "text" in clause else Modality.IMAGE if "picture" in clause else part
-        words = words_of(clause)
-        for dimension, values in kind.VALUES.items():
-            if kind is Sound and values is PITCHES and dimension not in words:
-                continue
-            said = [word for word in words if word in values]
-            if dimension == "count":
-                said = [word for word in said if word != "one" or not {"a", "an"} & set(clause.split())]
-            claims.update(Claim(part, dimension, word) for word in said)
+        for clause in re.split(r"[,;]| and ", sentence):
+            if len(task.modalities) > 1:
+                part = Modality.TEXT if "text" in clause else Modality.IMAGE if "picture" in clause else part
+            if not clause.strip().startswith("not "):
+                claims.update(_claimed(task, part, clause))
     right = "is correct" in critique.lower()
     return Reading(right and not claims, frozenset(claims))
+
+
+def _checked(task: Task, part: Modality, item: str, at: int) -> set[Claim]:
+    """The claim of the `at`-th item of a checklist: none if it says yes."""
+    words = words_of(item)
+    dimensions = list(task.scene.VALUES.items())
+    if "no" not in words or at >= len(dimensions):
+        return set()
+    dimension, values = dimensions[at]
+    return {Claim(part, dimension, word) for word in words if word in values}
+
+
+def _claimed(task: Task, part: Modality, clause: str) -> set[Claim]:
+    """What a clause such as "the size should be small" asks for."""
+    kind, words = type(task.scene), words_of(clause)
+    claims = set()
+    for dimension, values in kind.VALUES.items():
+        if kind is Sound and values is PITCHES and dimension not in words:
+            continue
+        said = [word for word in words if word in values]
+        if dimension == "count":
+            said = [word for word in said if word != "one" or not {"a", "an"} & set(clause.split())]
+        claims.update(Claim(part, dimension, word) for word in said)
+    return claims
 
 
 def names_exactly(task: Task, critique: str, judgement: Judgement) -> bool:
@@ -91,34 +110,21 @@ def names_exactly(task: Task, critique: str, judgement: Judgement) -> bool:
     return reading.claims == true_claims(judgement) and reading.right == judgement.ok
 
 
-def notice(scene: Scene) -> str:
-    """The first sentence of a critique: what is there."""
-    return f"{_NOTICE[type(scene)]} {language.describe(scene)}. "
-
-
-def rubric(task: Task, faults: Collection[Claim]) -> str:
-    """Every dimension of every part: good, or how it should be; then the verdict, where all is good."""
+def checklist(task: Task, there: Mapping[Modality, Scene], faults: Collection[Claim]) -> str:
+    """What each part of the answer has, and yes or no for everything asked for; the verdict, where all is yes."""
     sentences = []
-    for part in task.modalities:
-        wrong = {claim.dimension: claim.value for claim in faults if claim.part is part}
-        marks = [
-            f"{_RUBRIC.get(dimension, dimension)} "
-            + (f"should be {wrong[dimension]}" if dimension in wrong else "good")
-            for dimension in task.scene.VALUES
-        ]
-        sentence = (_PART[part] if len(task.modalities) > 1 else "") + ", ".join(marks) + "."
-        sentences.append(sentence[0].upper() + sentence[1:])
+    for part, scene in there.items():
+        wrong = {claim.dimension for claim in faults if claim.part is part}
+        marks = [f"{value} {'no' if name in wrong else 'yes'}" for name, value in task.scene.attributes().items()]
+        sentences.append(f"It {_VERB[part]} {language.describe(scene)}: {', '.join(marks)}.")
     return " ".join(sentences if faults else [*sentences, RIGHT[0]])
 
 
-def what_is_there(task: Task, answer: Answer) -> Scene | None:
-    """The scene that a careful person notices: the input's, the answer's, or (text alone) the right count of things.
-
-    None when the answer's medium cannot be told.
-    """
-    if len(task.modalities) == 1 and task.modalities[0] is Modality.TEXT:
-        return task.scene
-    return shown_in(answer, task.modalities[-1], type(task.scene))
+def what_is_there(task: Task, answer: Answer) -> dict[Modality, Scene] | None:
+    """The scene that each part of the answer has; None when one cannot be told."""
+    found = {part: shown_in(answer, part, type(task.scene)) for part in task.modalities}
+    told = {part: scene for part, scene in found.items() if scene is not None}
+    return told if len(told) == len(found) else None
 
 
 def phrase(faults: list[Claim], parts: int, rng: np.random.Generator, got: dict[Claim, str] | None = None) -> str:
@@ -173,7 +179,7 @@ class Annotator:
         there = what_is_there(task, answer)
         if there is None or self._rng.random() < self.hasty_share:
             return ""
-        return notice(there) + rubric(task, claims)
+        return checklist(task, there, claims)
 
     def _hasty(self, task: Task, faults: list[Fault], claims: list[Claim]) -> str:
         got = {claim: fault.got for claim, fault in zip(claims, faults, strict=True)}

@@ -31,7 +31,7 @@ def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
     if isinstance(scene, Things):
         return _noun(scene, rng)
     if isinstance(scene, Clip):
-        return f"a {scene.colour} {scene.shape} moves {scene.direction} {_SPEED[scene.speed]}"
+        return f"a {_word(scene.size, rng)} {scene.colour} {scene.shape} moves {scene.direction} {_SPEED[scene.speed]}"
     assert isinstance(scene, Sound)
     return f"{scene.first}, {scene.second}, {scene.third}, {_word(scene.loudness, rng)} and {scene.timbre}"
 

@@ -7,7 +7,7 @@ from anyloop.world import tasks
 from anyloop.world.scenes import SPLITS, Clip, Picture, Sound, Things
 from anyloop.world.tasks import SUBTASKS
 
-SIZES = {Picture: (205, 23, 60), Sound: (112, 17, 33), Clip: (71, 6, 19), Things: (51, 8, 13)}
+SIZES = {Picture: (210, 22, 56), Sound: (103, 18, 41), Clip: (142, 16, 34), Things: (46, 11, 15)}
 
 
 @pytest.mark.parametrize("kind", SIZES, ids=lambda kind: kind.__name__)

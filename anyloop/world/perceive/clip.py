@@ -17,8 +17,8 @@ def _most(values: list[str]) -> str:
 
 
 def perceive_clip(frames: np.ndarray) -> dict[str, str]:
-    """colour, shape, direction and speed of the shape in uint8 frames `[time, h, w, 3]`."""
-    unclear = dict.fromkeys(("colour", "shape", "direction", "speed"), UNCLEAR)
+    """size, colour, shape, direction and speed of the shape in uint8 frames `[time, h, w, 3]`."""
+    unclear = dict.fromkeys(("size", "colour", "shape", "direction", "speed"), UNCLEAR)
     found = [find_blobs(frame) for frame in frames]
     if len(found) < 2 or any(len(blobs) != 1 for blobs in found):
         return unclear
@@ -34,6 +34,7 @@ def perceive_clip(frames: np.ndarray) -> dict[str, str]:
         direction = ("left", "right")[int(dx > 0)] if abs(dx) >= abs(dy) else ("up", "down")[int(dy > 0)]
         speed = "fast" if abs(travel) >= _FAST_FROM else "slow"
     return {
+        "size": _most([blob.size for blob in track]),
         "colour": _most([blob.colour for blob in track]),
         "shape": _most([blob.shape for blob in track]),
         "direction": direction,

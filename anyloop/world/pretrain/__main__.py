@@ -46,9 +46,9 @@ def batches(corpus: Corpus, rows: int, rng: np.random.Generator) -> Iterator[tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=TINY_OMNI)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--rows", type=int, default=8, help=f"packed rows of {_WIDTH} tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--answer-noise", type=float, default=Noise.answers)
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast; master weights fp32"
     )
-    parser.add_argument("--eval", type=int, default=60, help="held-out prompts per subtask")
+    parser.add_argument("--eval", type=int, default=100, help="held-out prompts per subtask")
     options = parser.parse_args()
 
     began = time.monotonic()

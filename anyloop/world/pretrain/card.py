@@ -56,8 +56,8 @@ frames and words:
 {header}
 {chr(10).join(rows)}
 
-**Codecs.** `PatchVQ`: 16 codes per picture, 12 per sound, 16 per video, 128 entries each; `anyloop/models/codec.py`
-says why it is not one of the autoencoders of transformers. The sound codebook knows one phase per pitch: recordings
-from elsewhere come back as the nearest world sound, often wrongly.
+**Codecs.** `PatchVQ`: 16 codes per picture, 12 per sound, 16 per video; 128, 128 and 192 entries.
+`anyloop/models/codec.py` says why it is not one of the autoencoders of transformers. The sound codebook knows one
+phase per pitch: recordings from elsewhere come back as the nearest world sound, often wrongly.
 """
     (directory / "README.md").write_text(text)

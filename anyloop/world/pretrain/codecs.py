@@ -14,16 +14,19 @@ from anyloop.world.render.picture import SIDE
 from anyloop.world.render.sound import LENGTH, RATE
 from anyloop.world.scenes import Clip, Picture, Scene, Sound
 
-CODEBOOK = 128
+# Entries per codec. A video code tells shape, colour, size, and in which frames it stands in the cell: 144 of them.
+CODEBOOK = {Modality.IMAGE: 128, Modality.AUDIO: 128, Modality.VIDEO: 192}
 _FRAME = 512  # samples of one audio code
 
 
 def codec_config(modality: Modality) -> PatchVQConfig:
     if modality is Modality.IMAGE:
-        return PatchVQConfig("image", (SIDE, SIDE, 3), (16, 16, 3), CODEBOOK)
+        return PatchVQConfig("image", (SIDE, SIDE, 3), (16, 16, 3), CODEBOOK[modality])
     if modality is Modality.AUDIO:
-        return PatchVQConfig("audio", (LENGTH,), (_FRAME,), CODEBOOK, rate=RATE)
-    return PatchVQConfig("video", (FRAMES, SIDE, SIDE, 3), (FRAMES, 16, 16, 3), CODEBOOK, rate=FPS)
+        return PatchVQConfig("audio", (LENGTH,), (_FRAME,), CODEBOOK[modality], rate=RATE)
+    return PatchVQConfig(
+        "video", (FRAMES, SIDE, SIDE, 3), (FRAMES, 16, 16, 3), CODEBOOK[modality], embed_dim=80, rate=FPS
+    )
 
 
 KIND = {Modality.IMAGE: Picture, Modality.AUDIO: Sound, Modality.VIDEO: Clip}
@@ -42,13 +45,14 @@ def from_codec(modality: Modality, media: torch.Tensor) -> np.ndarray:
 
 
 def fit_codec(modality: Modality, rng: np.random.Generator, progress: Callable[[str], None]) -> PatchVQ:
-    """A codec fitted to media of the train split alone, a third of the pictures and videos with jitter.
+    """A codec fitted to media of the train split alone, a third of the pictures with jitter.
 
-    Sounds have none: a codebook of waveforms knows one phase per pitch, and detuning would ask for all of them.
+    Sounds and videos have none: detuned notes have every phase, shifted clips every offset, and a small codebook that
+    tries to hold them blurs the world it is for.
     """
     kind: type[Scene] = KIND[modality]
     model = PatchVQ(codec_config(modality))
-    jitters = (0.0,) if modality is Modality.AUDIO else (0.0, 0.0, 0.6)
+    jitters = (0.0, 0.0, 0.6) if modality is Modality.IMAGE else (0.0, 0.0)
     media = [tasks.render(scene, rng, jitter) for scene in kind.of_split("train") for jitter in jitters]
     patches = model.patches(to_codec(modality, np.stack(media))).flatten(0, 1)
     # Centre and keep the directions of largest variance: k-means there costs a tenth and loses nothing.
@@ -57,13 +61,11 @@ def fit_codec(modality: Modality, rng: np.random.Generator, progress: Callable[[
     subset = patches[torch.randperm(len(patches), generator=generator)[:6000]] - mean
     _, _, directions = torch.linalg.svd(subset, full_matrices=False)
     basis = directions[: model.config.embed_dim]
-    codebook = _kmeans((patches - mean) @ basis.T, CODEBOOK, generator)
+    codebook = _kmeans((patches - mean) @ basis.T, CODEBOOK[modality], generator)
     with torch.no_grad():
         model.embed.weight.copy_(basis)
-        model.embed.bias.copy_(-basis @ mean)
+        model.mean.copy_(mean)
         model.codebook.weight.copy_(codebook)
-        model.unembed.weight.copy_(basis.T)
-        model.unembed.bias.copy_(mean)
     error = model.decode(model.encode(to_codec(modality, np.stack(media[:64])))) - to_codec(
         modality, np.stack(media[:64])
     )

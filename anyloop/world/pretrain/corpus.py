@@ -16,7 +16,7 @@ from anyloop.modality import Modality
 from anyloop.models.codec import PatchVQ
 from anyloop.sequence import Codes, Segment, Sequencer, Turn
 from anyloop.world import language, tasks
-from anyloop.world.annotate import RIGHT, VAGUE, Claim, notice, phrase, rubric
+from anyloop.world.annotate import RIGHT, VAGUE, Claim, checklist, phrase
 from anyloop.world.pretrain.codecs import KIND, to_codec
 from anyloop.world.scenes import Scene, changed, other_value
 from anyloop.world.tasks import SUBTASKS, Task
@@ -29,7 +29,7 @@ class Noise:
     """Shares of the corpus that are wrong."""
 
     answers: float = 0.42
-    critiques: float = 0.4
+    critiques: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,35 +64,36 @@ class Corpus:
         self.sequencer, self.book, self.noise = sequencer, book, noise
 
     def samples(self, rng: np.random.Generator) -> Iterator[tuple[list[int], list[int]]]:
-        """Endless: half answers, the rest refinements and critiques."""
+        """Endless: answers, refinements and critiques, about a third each."""
         while True:
             task = tasks.sample(SUBTASKS[int(rng.integers(len(SUBTASKS)))], "train", rng, with_media=False)
             draw = rng.random()
-            if draw < 0.45:
+            if draw < 0.35:
                 yield self.answer(task, rng)
-            elif draw < 0.75:
+            elif draw < 0.65:
                 yield self.refinement(task, rng)
             else:
                 yield self.critique(task, rng)
 
     def answer(self, task: Task, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        said = corrupt(task, rng) if rng.random() < self.noise.answers else Said(task.scene, task.scene)
+        said = corrupt(task, rng) if rng.random() < self.noise.answers else _right(task)
         return self.sequencer.prompt(self.turns(task, rng)), self.sequencer.answer(self.segments(task, said, rng))
 
     def refinement(self, task: Task, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        said = corrupt(task, rng) if rng.random() < 0.85 else Said(task.scene, task.scene)
+        said = corrupt(task, rng) if rng.random() < 0.85 else _right(task)
         before = self.segments(task, said, rng)
-        after = self.segments(task, Said(task.scene, task.scene), rng)
+        after = self.segments(task, _right(task), rng)
         words = self._remark(task, said, faults_of(task, said), rng)
         return self.sequencer.refine_prompt(self.turns(task, rng), before, words), self.sequencer.answer(after)
 
     def critique(self, task: Task, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        said = corrupt(task, rng) if rng.random() < 0.6 else Said(task.scene, task.scene)
-        faults = faults_of(task, said)
+        draw = rng.random()
+        # Answers that are wrong in about half of all dimensions teach comparing far sooner than likely mistakes do.
+        said = scramble(task, rng) if draw < 0.5 else corrupt(task, rng) if draw < 0.8 else _right(task)
         if rng.random() < self.noise.critiques:
             words = self._noisy_remark(task, rng)
         else:
-            words = self._remark(task, said, faults, rng)
+            words = self._remark(task, said, faults_of(task, said), rng)
         prompt = self.sequencer.critique_prompt(self.turns(task, rng), self.segments(task, said, rng))
         return prompt, self.sequencer.answer([words])
 
@@ -114,7 +115,7 @@ class Corpus:
     def _remark(self, task: Task, said: Said, faults: list[Claim], rng: np.random.Generator) -> str:
         """A careful critique, now and then a hasty one."""
         if rng.random() < 0.85:
-            return self._seen(task, said) + rubric(task, faults)
+            return checklist(task, _parts(task, said), faults)
         return phrase(faults, len(task.modalities), rng) if faults else language.pick(rng, RIGHT)
 
     def _noisy_remark(self, task: Task, rng: np.random.Generator) -> str:
@@ -126,8 +127,27 @@ class Corpus:
             return language.pick(rng, VAGUE)
         return phrase(faults_of(task, corrupt(task, rng), flip=True), len(task.modalities), rng)
 
-    def _seen(self, task: Task, said: Said) -> str:
-        return notice(task.scene if task.modalities == (Modality.TEXT,) else said.shown)
+
+def _right(task: Task) -> Said:
+    return Said(task.scene, task.scene)
+
+
+def scramble(task: Task, rng: np.random.Generator) -> Said:
+    """An answer whose every dimension is right or wrong by the toss of a coin, each part on its own."""
+
+    def toss() -> Scene:
+        scene = task.scene
+        for dimension in scene.VALUES:
+            if rng.random() < 0.5:
+                scene = changed(scene, dimension, other_value(task.scene, dimension, rng))
+        return scene
+
+    words = toss()
+    return Said(words, toss() if len(task.modalities) > 1 else words)
+
+
+def _parts(task: Task, said: Said) -> dict[Modality, Scene]:
+    return {part: said.words if part is Modality.TEXT else said.shown for part in task.modalities}
 
 
 def corrupt(task: Task, rng: np.random.Generator) -> Said:
@@ -154,7 +174,7 @@ def faults_of(task: Task, said: Said, flip: bool = False) -> list[Claim]:
     """What a right critique of `said` claims. With `flip` it asks for the wrong values instead."""
     claims = []
     for part in task.modalities:
-        scene = said.words if part is Modality.TEXT else said.shown
+        scene = _parts(task, said)[part]
         for dimension, value in task.scene.attributes().items():
             if getattr(scene, dimension) != value:
                 claims.append(Claim(part, dimension, getattr(scene, dimension) if flip else value))
@@ -172,9 +192,9 @@ def texts(rng: np.random.Generator, count: int) -> Iterator[str]:
         task = tasks.sample(SUBTASKS[at % len(SUBTASKS)], "train", rng, with_media=False)
         yield task.prompt
         yield language.answer_sentence(task.scene, rng)
-        faults = faults_of(task, corrupt(task, rng))
-        yield phrase(faults, len(task.modalities), rng)
-        yield notice(task.scene) + rubric(task, faults)
+        said = corrupt(task, rng)
+        yield phrase(faults_of(task, said), len(task.modalities), rng)
+        yield checklist(task, _parts(task, said), faults_of(task, said))
 
 
 def pack(pairs: Iterator[tuple[list[int], list[int]]], rows: int, width: int) -> tuple[torch.Tensor, ...]:

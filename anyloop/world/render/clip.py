@@ -31,6 +31,6 @@ def render_clip(scene: Clip, rng: np.random.Generator, jitter: float = 0.0) -> n
     for column, row in path(scene, line, start):
         frame = blank()
         x, y = (column + 0.5) * CELL + offset[0], (row + 0.5) * CELL + offset[1]
-        draw_shape(frame, scene.shape, scene.colour, "large", x, y)
+        draw_shape(frame, scene.shape, scene.colour, scene.size, x, y)
         frames.append(frame)
     return np.stack(frames)
