@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni clean
+.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,7 +63,10 @@ wire: $(STAMP)  ## Add new protobuf fields to the wire guard
 	$(BIN)/python -m tests.protos.wire
 
 tiny-omni: $(STAMP)  ## Train the reference model and its codecs anew (under two hours on two cores)
-	$(BIN)/python -m anyloop.world.pretrain
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m anyloop.world.pretrain
+
+bench-learning: $(STAMP)  ## What the trainer's settings do to the reference model, without the services
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m bench.learning_rounds
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -93,7 +93,7 @@ def _checked(task: Task, part: Modality, item: str, at: int) -> set[Claim]:
 def _claimed(task: Task, part: Modality, clause: str) -> set[Claim]:
     """What a clause such as "the size should be small" asks for."""
     kind, words = type(task.scene), words_of(clause)
-    claims = set()
+    claims: set[Claim] = set()
     for dimension, values in kind.VALUES.items():
         if kind is Sound and values is PITCHES and dimension not in words:
             continue

@@ -1,7 +1,7 @@
 """The eight subtasks: sampling them, answering them rightly, and judging any answer on the media themselves."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ def answer_with(task: Task, said: Scene, shown: Scene, rng: np.random.Generator)
     """An answer that says one scene and shows another (the same one, when it is right)."""
     text = language.answer_sentence(said, rng) if Modality.TEXT in task.modalities else ""
     media = {str(m): render(shown, rng) for m in task.modalities if m is not Modality.TEXT}
-    return replace(Answer(text=text), **media)
+    return Answer(text, media.get("image"), media.get("audio"), media.get("video"))
 
 
 def right_answer(task: Task, rng: np.random.Generator) -> Answer:

@@ -135,8 +135,6 @@ class Story:
             {
                 "response_id": exchange.reply.id,
                 "critique": critique,
-                "label": self._annotator.label(exchange.judgement),
-                "rating": self._annotator.rating(exchange.judgement),
                 "idempotency_key": f"demo-{exchange.reply.id}",
             }
             for exchange, critique in zip(exchanges, said, strict=True)

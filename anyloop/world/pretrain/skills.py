@@ -45,23 +45,29 @@ class Skills:
         return Answer(**found)
 
     @torch.no_grad()
-    def complete(self, prompts: Sequence[list[int]], temperature: float, batch: int = 256) -> list[list[Segment]]:
-        """Sampled continuations, parsed. Left-padded batches through transformers' own generate."""
-        outputs: list[list[Segment]] = []
+    def complete_tokens(self, prompts: Sequence[list[int]], temperature: float, batch: int = 256) -> list[list[int]]:
+        """Sampled continuations, each up to and with its closing token; left-padded batches of like length."""
+        answers: list[list[int]] = [[] for _ in prompts]
         device, end = self.model.device, self.sequencer.layout.end
-        for at in range(0, len(prompts), batch):
-            part = prompts[at : at + batch]
+        choice: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature == 0:
+            choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+        for at in range(0, len(order), batch):
+            part = [prompts[n] for n in order[at : at + batch]]
             width = max(map(len, part))
             ids = torch.tensor([[end] * (width - len(p)) + p for p in part], device=device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-            choice: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            if temperature == 0:
-                choice = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
             out = self.model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=96, pad_token_id=end, eos_token_id=end, **choice
             )
-            outputs += [self.sequencer.parse(row) for row in out[:, width:].tolist()]
-        return outputs
+            for n, row in zip(order[at : at + batch], out[:, width:].tolist(), strict=True):
+                answers[n] = row[: row.index(end) + 1] if end in row else row
+        return answers
+
+    def complete(self, prompts: Sequence[list[int]], temperature: float) -> list[list[Segment]]:
+        """`complete_tokens`, parsed."""
+        return [self.sequencer.parse(tokens) for tokens in self.complete_tokens(prompts, temperature)]
 
     def success(self, split: Split, per_subtask: int, seed: int, temperature: float = 1.0) -> dict[str, float]:
         """Share of right answers per subtask."""
