@@ -66,7 +66,7 @@ def sniff(data: bytes) -> str:
 
 
 def _audio_or_video(data: bytes, subtype: str) -> str:
-    """Both containers carry either; the streams decide. One that cannot be opened counts as video, whose reader refuses."""
+    """Both containers carry either; the streams decide. One that does not open counts as video; its reader refuses."""
     try:
         with av.open(io.BytesIO(data), format=_DEMUXERS[f"video/{subtype}"]) as container:
             only_sound = not container.streams.video and bool(container.streams.audio)
