@@ -49,7 +49,10 @@ class SpooledWriter:
         if not left or left[0].name != cursor_name:
             self._cursor = 0
         self._pending = sum(path.stat().st_size for path in left) - self._cursor
-        self._next_number = int(left[-1].stem) + 1 if left else 0
+        # The cursor's own number counts although its segment is gone: a new segment of that name would be read from
+        # the old cursor, and what stands before it would be lost.
+        taken = [int(path.stem) for path in left] + [int(stem) for stem in [Path(cursor_name).stem] if stem.isdigit()]
+        self._next_number = max(taken, default=-1) + 1
         self._state = threading.Condition()  # guards what follows
         self._writer: SegmentWriter | None = None
         self._closed = False

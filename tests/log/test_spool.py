@@ -92,6 +92,27 @@ def test_nothing_sent_is_sent_again_after_an_orderly_restart(open_log: Callable[
     assert stored(open_log) == ["0", "1", "2"]
 
 
+def test_a_new_segment_is_never_read_from_the_cursor_of_an_old_one(
+    open_log: Callable[[], EventLog], tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    with SpooledWriter(open_log, folder) as spool:
+        for number in range(3):
+            spool.put(RESPONSES, event(number))
+        assert spool.flush(10)
+    with SpooledWriter(open_log, folder):  # says nothing, and removes the segment that is sent
+        deadline = time.monotonic() + 10
+        while list(folder.glob("*.segment")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert not list(folder.glob("*.segment"))
+    with SpooledWriter(away, folder) as spool:
+        spool.put(RESPONSES, event(3))
+    with SpooledWriter(open_log, folder) as spool:
+        assert spool.pending_bytes > 0
+        assert spool.flush(10)
+    assert stored(open_log) == ["0", "1", "2", "3"]
+
+
 def test_a_killed_process_loses_nothing_it_accepted(open_log: Callable[[], EventLog], tmp_path: Path) -> None:
     program = f"""
 import itertools, sys
