@@ -13,7 +13,7 @@ from anyloop.telemetry import logs, metrics
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.intake import Intake
-from trainer.join_store import JoinStore
+from trainer.join_store import JoinStore, StateInUse
 from trainer.journal import Journal
 from trainer.learner import Learner
 from trainer.publish import used_feedback
@@ -22,10 +22,11 @@ from trainer.rounds import RoundRunner
 log = logging.getLogger(__name__)
 
 NOTHING_TO_LEARN = 3
+STATE_IN_USE = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 3 when `--once` found nothing to learn from."""
+    """Returns 0, 3 when `--once` found nothing to learn from, or 4 when another trainer has this home."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--algorithm", choices=("dpo", "ppo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
     parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
             world.serve()
             return 0
         return learn(settings, trainer, world, once=options.once)
+    except StateInUse as error:
+        log.error("%s", error)
+        return STATE_IN_USE
     finally:
         world.close()
 
@@ -50,11 +54,11 @@ def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: b
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _interrupt(stop))
     folder: Path = settings.home / "trainer"
+    store = JoinStore(folder / "state.db")
     event_log = open_log(settings.effective_log_url)
     event_log.ensure_topics()
     registry = Registry(settings.effective_registry_dir)
-    store = JoinStore(folder / "state.db")
-    if store.created:
+    if store.fresh:
         store.mark_used(used_feedback(registry))
     journal = Journal(folder / "rounds.jsonl")
     runner = RoundRunner(settings, trainer, event_log, registry, store, journal, world)

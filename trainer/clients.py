@@ -43,11 +43,12 @@ RETRIABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, gr
 
 
 class ServiceError(Exception):
-    """A service refused or stayed away. `retriable`: the same call may succeed later."""
+    """A service refused or stayed away. `retriable`: the same call may succeed later; `away`: nobody answered it."""
 
-    def __init__(self, message: str, *, retriable: bool) -> None:
+    def __init__(self, message: str, *, retriable: bool, away: bool = False) -> None:
         super().__init__(message)
         self.retriable = retriable
+        self.away = away
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,11 @@ class Services:
     async def stage(self, version: str, lineage: str = "policy") -> control_pb2.WeightsInfo:
         """Loads `version` beside the serving weights, for pinned requests. Raises ServiceError with the refusal."""
         request = control_pb2.LoadWeightsRequest(version=version)
-        return await self._call(lambda: self._control[lineage].LoadWeights(request, timeout=self._timeout))
+        return await self._call(
+            lambda: self._control[lineage].LoadWeights(request, timeout=self._timeout),
+            # A replica that is too slow has not refused the weights.
+            also_retriable=frozenset({grpc.StatusCode.DEADLINE_EXCEEDED}),
+        )
 
     async def unstage(self, version: str, lineage: str = "policy") -> None:
         """Drops a staged version; one that meanwhile serves stays."""
@@ -184,14 +189,20 @@ class Services:
 
         return await self._call(last)
 
-    async def _call(self, make: Callable[[], Awaitable[T]]) -> T:
+    async def _call(
+        self, make: Callable[[], Awaitable[T]], also_retriable: frozenset[grpc.StatusCode] = frozenset()
+    ) -> T:
         async with self._gate:
             for attempt in range(self._attempts):
                 try:
                     return await make()
                 except grpc.aio.AioRpcError as error:
-                    retriable = error.code() in RETRIABLE
-                    failure = ServiceError(f"{error.code().name}: {error.details()}", retriable=retriable)
+                    code = error.code()
+                    failure = ServiceError(
+                        f"{code.name}: {error.details()}",
+                        retriable=code in RETRIABLE | also_retriable,
+                        away=code is grpc.StatusCode.UNAVAILABLE,
+                    )
                 except ServiceError as error:
                     failure = error
                 if not failure.retriable or attempt + 1 == self._attempts:

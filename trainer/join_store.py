@@ -1,10 +1,14 @@
 """The trainer's durable state: events seen, log positions consumed, rounds and what they used. One SQLite file.
 
+One process owns it at a time: two would both resume the open round.
+
 Events and the positions behind them are written in one transaction, and a round claims its feedback in one transaction.
 So a process killed anywhere resumes with nothing lost and nothing used twice, whatever the log delivers again.
 """
 
+import fcntl
 import json
+import os
 import sqlite3
 import time
 import uuid
@@ -48,12 +52,16 @@ class Round:
     attempts: int
 
 
+class StateInUse(Exception):
+    """Another trainer owns the state."""
+
+
 class JoinStore:
-    """Not thread-safe: the learner's loop owns it."""
+    """Not thread-safe: the learner's loop owns it. Raises StateInUse while another process has it open."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.created = not path.exists()
+        self._lock = _acquire(path.with_suffix(".lock"))
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -64,7 +72,16 @@ class JoinStore:
         self._identity = str(self._db.execute("SELECT id FROM identity").fetchone()[0])
 
     def close(self) -> None:
+        """Idempotent."""
         self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing of the log has been consumed: this state is new, or its making was interrupted."""
+        return not self.positions()
 
     # Events in
 
@@ -246,6 +263,18 @@ class JoinStore:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _acquire(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StateInUse(
+            f"another trainer works on {path.parent}: stop it, or give each its own ANYLOOP_HOME"
+        ) from error
+    return descriptor
 
 
 def _groups(items: list[str], size: int = 500) -> Iterator[list[str]]:

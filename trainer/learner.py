@@ -4,6 +4,8 @@ import logging
 import threading
 import time
 
+from anyloop.log import LogError
+from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.intake import Intake
 from trainer.join_store import JoinStore, Round
@@ -11,6 +13,8 @@ from trainer.journal import Journal
 from trainer.rounds import RoundRunner
 
 log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 60.0
 
 
 def should_start(ready: int, quiet_s: float, waited_s: float, settings: TrainerSettings) -> bool:
@@ -46,8 +50,11 @@ class Learner:
                 ready, oldest = self._ready()
 
     def once(self) -> bool:
-        """Reads the log to its end and runs one round, or the one left open. False when there was nothing to learn."""
-        stop = threading.Event()
+        """Reads the log to its end and runs one round, or the one left open. False when there was nothing to learn.
+
+        Raises what keeps the services away; the round stays open for the next start.
+        """
+        stop = None
         if self._resume(stop):
             return True
         self._intake.drain()
@@ -57,7 +64,7 @@ class Learner:
         self._complete(claimed, stop)
         return True
 
-    def _resume(self, stop: threading.Event) -> bool:
+    def _resume(self, stop: threading.Event | None) -> bool:
         left = self._store.open_round()
         if left is None:
             return False
@@ -65,22 +72,31 @@ class Learner:
         self._complete(left, stop)
         return True
 
-    def _complete(self, claimed: Round, stop: threading.Event) -> None:
-        """Runs a round, again after a failure, until it has an outcome. It stays open when `stop` comes in between."""
+    def _complete(self, claimed: Round, stop: threading.Event | None) -> None:
+        """Runs a round, again after a failure, until it has an outcome. It stays open when `stop` comes in between.
+
+        A round that fails by its own fault is closed after some attempts. While a service or the log is away it waits,
+        for as long as that takes (without `stop`, some attempts): the feedback it holds would be lost with it.
+        """
         pause = self._settings.retry_s
-        while not stop.is_set():
+        failures = 0
+        while stop is None or not stop.is_set():
             try:
                 outcome = self._runner.run(claimed)
             except Exception as error:
+                failures += 1
+                away = _is_away(error)
                 # Only failures count, not kills: a round that was interrupted is as good as new.
-                attempts = self._store.count_attempt(claimed.id)
+                attempts = failures if away else self._store.count_attempt(claimed.id)
                 log.exception("round %d failed (attempt %d)", claimed.id, attempts)
                 self._journal.write("failure", round=claimed.id, attempt=attempts, reason=str(error))
-                if attempts >= self._settings.round_attempts:
+                if attempts >= self._settings.round_attempts and not away:
                     self._store.finish_round(claimed.id, f"failed: {error}")
                     return
-                stop.wait(pause)
-                pause *= 2
+                if attempts >= self._settings.round_attempts and stop is None:
+                    raise
+                (stop or threading.Event()).wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
                 self._store.finish_round(claimed.id, outcome)
                 self._store.prune(time.time() - 86400 * self._settings.retention_days)
@@ -95,3 +111,8 @@ class Learner:
         if orphans:
             log.warning("%d feedback events name no known response, such as %s", len(orphans), orphans[0])
             self._journal.write("orphans", count=len(orphans), feedback_ids=orphans[:20])
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether something the round needs could not be reached: no fault of the round's."""
+    return (isinstance(error, ServiceError) and error.away) or (isinstance(error, LogError) and error.retriable)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.events import feedback, response
-from trainer.join_store import JoinStore
+from trainer.join_store import JoinStore, StateInUse
 
 PLACE = ("topic", 0)
 
@@ -80,6 +80,26 @@ def test_feedback_that_checkpoints_already_used_does_not_count_again(tmp_path: P
     store.mark_used(["f0"])
     store.apply([response("a")], [feedback("f0", "a"), feedback("f1", "a", created=9)], {})
     assert names(store.ready()) == ["f1"]
+
+
+def test_one_process_owns_the_state_at_a_time(tmp_path: Path) -> None:
+    store = JoinStore(tmp_path / "state.db")
+    with pytest.raises(StateInUse, match="another trainer works on"):
+        JoinStore(tmp_path / "state.db")
+    store.close()
+    store.close()
+    JoinStore(tmp_path / "state.db").close()
+
+
+def test_a_state_is_fresh_until_something_of_the_log_is_in_it(tmp_path: Path) -> None:
+    """Not merely until its file exists: a process killed before `mark_used` would count old feedback anew."""
+    store = JoinStore(tmp_path / "state.db")
+    store.mark_used(["f0"])
+    store.close()
+    again = JoinStore(tmp_path / "state.db")
+    assert again.fresh
+    again.apply([], [], {PLACE: 1})
+    assert not again.fresh
 
 
 def test_feedback_over_the_cap_waits_for_the_next_round(tmp_path: Path) -> None:

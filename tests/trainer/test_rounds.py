@@ -18,6 +18,7 @@ from anyloop.sequence import Sequencer
 from protos.anyloop.v1 import events_pb2, policy_pb2, types_pb2
 from tests.trainer.events import feedback, spoken
 from tests.trainer.fake_services import BASE, GOOD, FakeServices
+from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.gate.config import GateSettings
@@ -97,7 +98,7 @@ class Loop:
         self.process.close()
         options = TrainerSettings(**(FAST | more))  # type: ignore[arg-type]
         store = JoinStore(self.home / "trainer" / "state.db")
-        if store.created:
+        if store.fresh:
             store.mark_used(used_feedback(self.registry))
         journal = Journal(self.home / "trainer" / "rounds.jsonl")
         runner = RoundRunner(self.settings, options, self.log, self.registry, store, journal, World())
@@ -269,6 +270,41 @@ def test_a_round_killed_anywhere_has_its_effects_once(
         assert len(manifests) == 2
     announced = [version for version, state in states(loop.log, "policy") if state == "CANDIDATE"]
     assert sorted(announced) == ["policy-000001", "policy-000002"]
+
+
+def test_feedback_is_not_given_up_while_a_service_is_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.say(6)
+    failed = 0
+
+    def away(self: RoundRunner, claimed: object) -> str:
+        nonlocal failed
+        failed += 1
+        raise ServiceError("UNAVAILABLE: connection refused", retriable=True, away=True)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RoundRunner, "run", away)
+        with pytest.raises(ServiceError):
+            loop.learner(round_attempts=3).once()
+    assert failed == 3
+    assert loop.learner(gate_timeout_s=0, round_attempts=3).once()
+    assert loop.registry.manifest("policy-000001").metrics["feedback"] == 6
+
+
+def test_a_round_that_fails_by_its_own_fault_is_closed_and_the_next_goes_on(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.say(6)
+
+    def broken(self: RoundRunner, claimed: object) -> str:
+        raise ZeroDivisionError("poison")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundRunner, "run", broken)
+        assert loop.learner(round_attempts=2).once()
+    assert [line["reason"] for line in loop.journal("failure")] == ["poison", "poison"]
+    loop.say(5)
+    assert loop.learner(gate_timeout_s=0).once()
+    assert loop.registry.manifest("policy-000001").metrics["feedback"] == 5
 
 
 def test_a_lost_state_is_rebuilt_without_using_anything_twice(loop: Loop) -> None:
