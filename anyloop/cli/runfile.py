@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from anyloop.cli.exits import CommandError
@@ -32,6 +33,18 @@ def running(settings: Settings, topology: Topology) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def in_use(home: Path) -> bool:
+    """Whether a running process holds the home folder."""
+    try:
+        with (home / "up.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def addresses(settings: Settings) -> dict[str, Any] | None:

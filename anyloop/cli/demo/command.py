@@ -156,8 +156,12 @@ def _write(results: "Results", out: Path) -> dict[str, Any]:
 
 def _fresh_home(home: Path) -> Path:
     """An empty home: a run that began with what another learned would measure nothing. Raises CommandError."""
+    from anyloop.cli.runfile import in_use
+
     if home.exists() and not (home / "up.lock").exists() and any(home.iterdir()):
         raise CommandError(f"{home} is not from a demo: remove it, or choose another --out", ExitCode.USAGE)
+    if in_use(home):
+        raise CommandError(f"Another demo runs on {home}: stop it, or choose another --out and --port-offset")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     return home

@@ -190,14 +190,15 @@ class Story:
                 self._tick(advance)
                 time.sleep(0.05)
             ended = time.time()
-            time.sleep(_SWAP_MARGIN_S)  # requests that began beside the swap end and are counted
+            time.sleep(_SWAP_MARGIN_S)
+            requests = self._traffic.settled(decision.at - _SWAP_MARGIN_S, ended + _SWAP_MARGIN_S)
         swaps, total = (now - before for now, before in zip(self._stalls(), stalls_before, strict=True))
         return Swap(
             version=decision.version,
             begun=decision.at,
             ended=ended,
             stall_seconds=total / swaps if swaps else float("nan"),
-            requests=self._traffic.count(decision.at - _SWAP_MARGIN_S, ended + _SWAP_MARGIN_S),
+            requests=requests,
         )
 
     def _stalls(self) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from anyloop.cli.demo.asking import content_of
-from anyloop.cli.rest import GatewayClient, RequestFailed
+from anyloop.cli.rest import GatewayClient
 from anyloop.world import SUBTASKS, tasks
 
 _WORKERS = 16
@@ -43,6 +43,7 @@ class Traffic:
         self._rate = rate
         self._rng = np.random.default_rng([seed, 7])
         self._requests: list[Request] = []
+        self._under_way: dict[int, float] = {}  # when each began, Unix seconds
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="traffic")
@@ -74,22 +75,40 @@ class Traffic:
         failed = sum(bool(request.error) for request in within)
         return Count(len(within) - failed, failed)
 
+    def settled(self, begin: float, end: float, timeout: float = 150.0) -> Count:
+        """As `count`, once the requests that began in time have ended; one that has not by the timeout has failed."""
+        deadline = time.monotonic() + timeout
+        while (waiting := self._begun_by(end)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        count = self.count(begin, end)
+        return Count(count.served, count.failed + waiting)
+
+    def _begun_by(self, end: float) -> int:
+        with self._lock:
+            return sum(begun <= end for begun in self._under_way.values())
+
     def _run(self) -> None:
         due = time.monotonic()
+        number = 0
         while not self._ended.wait(max(0.0, due - time.monotonic())):
             subtask = SUBTASKS[int(self._rng.integers(len(SUBTASKS)))]
-            self._pool.submit(self._one, tasks.sample(subtask, "train", self._rng), int(self._rng.integers(2**31)))
+            task, seed = tasks.sample(subtask, "train", self._rng), int(self._rng.integers(2**31))
+            self._pool.submit(self._one, number, task, seed)
+            number += 1
             due += 1.0 / self._rate
 
-    def _one(self, task: tasks.Task, seed: int) -> None:
+    def _one(self, number: int, task: tasks.Task, seed: int) -> None:
         begun = time.time()
         version = error = ""
+        with self._lock:
+            self._under_way[number] = begun
         try:
             reply = self._client.chat(content_of(task), modalities=[str(m) for m in task.modalities], seed=seed)
             version = reply.version
             for part in reply.media:
                 self._client.fetch(part.url)
-        except RequestFailed as failure:
-            error = str(failure)
+        except Exception as failure:  # whatever a user would have seen instead of an answer
+            error = str(failure) or type(failure).__name__
         with self._lock:
+            del self._under_way[number]
             self._requests.append(Request(begun, time.time(), version, error))
