@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from anyloop.cli.exits import CommandError, ExitCode
-from anyloop.cli.output import JsonFlag, console, print_json
+from anyloop.cli.output import JsonFlag, console, errors, print_json
 from anyloop.config import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def list_checkpoints(
             except CheckpointError as error:
                 raise CommandError(str(error)) from error
             rows += [_row(manifest, states.get(manifest.version), serving) for manifest in manifests]
+    for reason in registry.damaged().values():
+        errors.print(f"[red]damaged:[/] {escape(reason)}", highlight=False)
     if as_json:
         print_json(rows)
         return
@@ -77,7 +80,7 @@ def verify(
         raise CommandError("Give one version, or --all", ExitCode.USAGE)
     registry = _registry()
     versions = [version] if version else [v for lineage in ("policy", "critique") for v in registry.versions(lineage)]
-    results: dict[str, str] = {}
+    results: dict[str, str] = {} if version else registry.damaged()
     for name in versions:
         try:
             registry.verify(name)

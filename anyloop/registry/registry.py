@@ -104,10 +104,23 @@ class Registry:
         return manifest
 
     def versions(self, lineage: str) -> list[str]:
-        """Oldest first."""
-        manifests = [self.manifest(entry.name) for entry in self._root.iterdir() if self._exists(entry.name)]
-        ours = [manifest for manifest in manifests if manifest.lineage == lineage]
+        """Oldest first; `damaged` ones are left out, so that one of them does not keep the others from use."""
+        ours = [manifest for manifest in self._survey()[0] if manifest.lineage == lineage]
         return [manifest.version for manifest in sorted(ours, key=lambda m: (m.created_unix_ms, m.version))]
+
+    def damaged(self) -> dict[str, str]:
+        """Versions of any lineage whose manifest cannot be read, and why."""
+        return self._survey()[1]
+
+    def _survey(self) -> tuple[list[Manifest], dict[str, str]]:
+        manifests, damaged = [], {}
+        for name in sorted(entry.name for entry in self._root.iterdir() if self._exists(entry.name)):
+            try:
+                manifests.append(self.manifest(name))
+            except CheckpointError as error:
+                if self._exists(name):  # another process may have pruned it meanwhile
+                    damaged[name] = str(error)
+        return manifests, damaged
 
     def path(self, version: str) -> Path:
         """Raises CheckpointError when there is no such version."""

@@ -107,6 +107,19 @@ def test_verify_names_the_broken_file_and_fails(versions: list[str], runner: Cli
     assert "config.json is missing" in verdicts[versions[1]]
 
 
+def test_a_version_without_a_readable_manifest_is_named_and_hides_no_other(
+    versions: list[str], home: Path, runner: CliRunner
+) -> None:
+    (home / "registry" / versions[-1] / "manifest.json").write_text("{")
+    listed = runner.invoke(app, ["checkpoints", "list", "--json"])
+    assert listed.exit_code == 0
+    assert versions[-1] not in [row["version"] for row in json.loads(listed.stdout)]
+    assert "damaged" in listed.stderr
+    checked = runner.invoke(app, ["checkpoints", "verify", "--all", "--json"])
+    assert checked.exit_code == ExitCode.FAILED
+    assert "not JSON" in json.loads(checked.stdout)[versions[-1]]
+
+
 def test_an_unknown_version_is_not_found(versions: list[str], runner: CliRunner) -> None:
     assert runner.invoke(app, ["checkpoints", "show", "policy-999999"]).exit_code == ExitCode.NOT_FOUND
     assert runner.invoke(app, ["checkpoints", "promote", "policy-999999"]).exit_code == ExitCode.NOT_FOUND
