@@ -52,17 +52,18 @@ class SelfImprover:
     async def pairs(self, seeds: Sequence[Seed]) -> Improvement:
         """Pairs from logged answers that are not known to be right, and from fresh answers to the same prompts."""
         result = Improvement()
+        known = {seed.prompt: seed for seed in seeds if seed.verdict is True}
         attempts = [
             Attempt(seed.prompt, seed.answer, seed.modalities, seed.response_id, seed.weight, seed.critique)
             for seed in seeds
-            if seed.verdict is not True
+            # An answer that people call wrong beside one that they call right is a pair already.
+            if seed.verdict is not True and not (seed.verdict is False and seed.prompt in known)
         ]
         attempts += await self._fresh(seeds)
         result.counts["answers"] = len(attempts)
         attempts = await self._criticised(attempts)
         wrong = [attempt for attempt in attempts if not attempt.right]
         result.counts["found_right"] = len(attempts) - len(wrong)
-        known = {seed.prompt: seed for seed in seeds if seed.verdict is True}
         for attempt in wrong:
             if attempt.prompt in known:  # people have said what a right answer is: nothing needs to be refined
                 chosen = known[attempt.prompt]

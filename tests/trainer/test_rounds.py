@@ -180,6 +180,17 @@ def test_feedback_becomes_a_promoted_policy(loop: Loop) -> None:
     )
 
 
+def test_a_wrong_answer_beside_a_right_one_makes_one_pair(loop: Loop) -> None:
+    for name, answer, label in (("good", "blue circle", True), ("bad", "green dot", False)):
+        event = spoken(loop.sequencer, name, "Draw.", answer)
+        loop.log.append(RESPONSES, Event.wrap(event, key=name, source="test", id=name))
+        said = feedback(f"f-{name}", name, label=label)
+        loop.log.append(FEEDBACK, Event.wrap(said, key=name, source="test", id=said.feedback_id))
+    assert loop.learner(gate_timeout_s=0, min_pairs=1, fresh_per_prompt=0).once()
+    metrics = loop.registry.manifest("policy-000001").metrics
+    assert metrics["pairs_by_origin"] == {"verdict": 1}
+
+
 def test_the_trainers_own_requests_are_unlogged_pinned_and_concurrent(loop: Loop) -> None:
     loop.say(12)
     loop.services.unavailable = 2  # tried again, not lost
