@@ -37,7 +37,7 @@ def _head(results: Results) -> str:
     tiles = (
         (f"{before.mean:.0%} → {after.mean:.0%}", "mean success on held-out prompts"),
         (f"{len(results.improved)} of {len(SUBTASKS)}", "subtasks improved"),
-        (str(sum(r.feedback_events for r in results.rounds)), "critiques learned from"),
+        (_used(results.feedback_used, sum(r.feedback_events for r in results.rounds)), "critiques learned from"),
         (str(results.failed_in_swaps), f"requests failed in {sum(r.swap is not None for r in results.rounds)} swaps"),
         (f"{results.seconds['total'] / 60:.1f} min", f"{results.peak_memory_bytes / 2**30:.1f} GiB at the peak"),
     )
@@ -81,7 +81,7 @@ def _rounds(rounds: Sequence[Round]) -> str:
         load = f"{swap.requests.served} / {swap.requests.failed}" if swap else "–"
         decision = f'<b class="{"up" if swap else "down"}">{escape(r.state)}</b> {escape(r.candidate)}'
         rows.append(
-            f"<tr><th>{r.number}</th><td>{r.feedback_events}</td><td>{r.right}/{r.asked}</td>"
+            f"<tr><th>{r.number}</th><td>{_used(r.feedback_used, r.feedback_events)}</td><td>{r.right}/{r.asked}</td>"
             f'<td class="words">{decision}<small>{escape(r.reason)}</small></td><td>{stall}</td><td>{load}</td>'
             f'<td class="words"><small>{phases}</small></td></tr>'
         )
@@ -91,6 +91,13 @@ def _rounds(rounds: Sequence[Round]) -> str:
         '<th class="words">time per phase</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></section>"
     )
+
+
+def _used(used: int | None, posted: int) -> str:
+    """What the trainer took, and what was posted where that is another number."""
+    if used == posted:
+        return str(posted)
+    return f"{'?' if used is None else used} of {posted}"
 
 
 def _gallery(results: Results) -> str:

@@ -59,6 +59,12 @@ class Round:
     swap: Swap | None = None
     evaluation: Evaluation | None = None  # of the promoted version
 
+    @property
+    def feedback_used(self) -> int | None:
+        """Feedback events that the trainer joined and took into the round, by its own record; None without one."""
+        used = self.trainer.get("metrics", {}).get("feedback")
+        return None if used is None else int(used)
+
 
 @dataclass(frozen=True)
 class SideBySide:
@@ -93,6 +99,12 @@ class Results:
     def improved(self) -> list[str]:
         """Subtasks that the last version answers better than the base."""
         return [name for name, score in self.after.scores.items() if score.rate > self.before.scores[name].rate]
+
+    @property
+    def feedback_used(self) -> int | None:
+        """Of all rounds; None when a round has no record of it."""
+        used = [r.feedback_used for r in self.rounds]
+        return None if None in used else sum(number for number in used if number is not None)
 
     @property
     def failed_in_swaps(self) -> int:

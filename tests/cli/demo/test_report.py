@@ -45,7 +45,8 @@ def test_the_figures_are_json_without_nan(results: Results) -> None:
     assert summary["mean_after"] == 0.5
     assert summary["points_gained"] == 50.0
     assert summary["subtasks_improved"] == list(SUBTASKS)
-    assert summary["feedback_events"] == 32
+    assert (summary["feedback_events"], summary["feedback_events_used"]) == (32, 31)
+    assert [r["feedback_events_used"] for r in document["rounds"]] == [16, 15]
     assert summary["promoted"] == ["policy-000001"]
     assert (summary["requests_served_in_swaps"], summary["requests_failed_in_swaps"]) == (9, 0)
     assert summary["longest_swap_stall_seconds"] == 0.0031
@@ -53,6 +54,13 @@ def test_the_figures_are_json_without_nan(results: Results) -> None:
     assert document["rounds"][1]["swap"] is None
     assert document["rounds"][1]["seconds"]["learn"] is None
     assert document["criticised_prompts_asked_again"]["T2V"] == {"asked": 2, "right_now": 1}
+
+
+def test_the_page_says_what_was_learned_from_not_what_was_posted(results: Results) -> None:
+    html = page(results)
+    assert "<b>31 of 32</b><span>critiques learned from" in html
+    assert "<td>16</td>" in html
+    assert "<td>15 of 16</td>" in html
 
 
 def test_the_page_needs_nothing_from_elsewhere(results: Results) -> None:
