@@ -38,6 +38,19 @@ class Yes:
         return True
 
 
+@dataclass
+class Never:
+    """Not ready, ever; says so when the service has said something, however slow the machine."""
+
+    log: Path
+
+    def ready(self) -> bool:
+        deadline = time.monotonic() + 60
+        while not self.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return False
+
+
 def _spec(name: str, program: str = _SLEEP, **options: object) -> ServiceSpec:
     defaults: dict[str, object] = {"probe": Yes(), "address": "", "ports": (), "stop_seconds": 5.0}
     return ServiceSpec(name=name, argv=(sys.executable, "-c", program), **{**defaults, **options})  # type: ignore[arg-type]
@@ -91,7 +104,7 @@ def test_a_service_killed_by_a_signal_is_named_with_the_signal(tmp_path: Path) -
 
 
 def test_a_service_that_never_becomes_ready_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    late = _spec("late", f"print('still loading', flush=True); {_SLEEP}", probe=FileProbe(tmp_path / "never"))
+    late = _spec("late", f"print('still loading', flush=True); {_SLEEP}", probe=Never(tmp_path / "late.log"))
     with (
         pytest.raises(CommandError, match=r"Not ready after 1 s: late(.|\n)*still loading"),
         Supervisor([late], log_dir=tmp_path, start_timeout_s=1.0) as supervisor,

@@ -38,7 +38,7 @@ from tests.contract.backends import open_backend
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SESSION_TIMEOUT = 1.5
+SESSION_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True)
