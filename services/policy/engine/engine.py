@@ -131,8 +131,15 @@ class Engine:
                 request.weights = self.weights.acquire(serving.version)
                 self.weights.release(previous)
             if mode == "recompute":
-                self._read_prompts(moved)
+                self._recompute(moved)
         return (previous.version if previous is not None else ""), time.perf_counter() - began
+
+    def _recompute(self, moved: list[Request]) -> None:
+        try:
+            self._read_prompts(moved)
+        except Exception as error:  # half old, half new: to go on with such a cache would garble the answers
+            log.exception("recomputing the cache failed", extra={"requests": len(moved)})
+            self._left.extend(self._fail(moved, error))
 
     # -- one step ------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,28 @@ def test_recompute_goes_on_as_if_the_new_weights_had_read_everything() -> None:
     assert request.spans == [("v0", 0, 4), ("v1", 4, 10)]
 
 
+def test_a_recompute_that_fails_ends_its_requests_instead_of_garbling_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine()
+    request = _submit(engine)
+    engine.step()
+    engine.add_weights(WeightSet("v1", MODELS["v1"], "d1"))
+
+    def out_of_memory(*args: object) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forward_prompts", out_of_memory)
+        engine.activate("v1", "recompute")
+    (end,) = engine.step()
+    assert (end.request, end.token) == (request, None)
+    assert end.error is not None
+    assert "no memory" in end.error.message
+    later = _submit(engine)
+    _drain(engine)
+    assert later.output == _generate("v1", PROMPT, 10)
+    assert _versions(engine) == ["v1"]
+
+
 def test_keep_goes_on_with_the_old_cache_and_the_new_weights() -> None:
     engine = _engine()
     request = _submit(engine)

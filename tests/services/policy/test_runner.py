@@ -1,0 +1,58 @@
+"""The engine's thread: what is asked of it is answered, also while it ends."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from services.hosts.interface import HostError
+from services.policy.engine import EngineRunner
+from services.policy.engine.engine import Emission, Engine
+
+
+class DyingEngine(Engine):
+    """Its only step waits for `die` and raises."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=1, max_tokens=16, queue=1)
+        self.stepping, self.die = threading.Event(), threading.Event()
+
+    @property
+    def busy(self) -> bool:
+        return True
+
+    def step(self) -> list[Emission]:
+        self.stepping.set()
+        self.die.wait(10)
+        raise RuntimeError("the step broke")
+
+
+def _refusal(future: Future[str]) -> str:
+    with pytest.raises(HostError) as refused:
+        future.result(timeout=10)
+    assert refused.value.code == "UNAVAILABLE"
+    return refused.value.message
+
+
+def test_calls_that_come_while_the_thread_dies_are_refused_and_never_run() -> None:
+    engine, ran = DyingEngine(), []
+    runner = EngineRunner(engine, lambda emissions: None)
+    runner.start()
+    assert engine.stepping.wait(10)
+    during = runner.call(lambda _: ran.append("during") or "ran")
+    engine.die.set()
+    assert _refusal(during) == "the engine has stopped: the step broke"
+    assert _refusal(runner.call(lambda _: ran.append("after") or "ran")) == "the engine has stopped: the step broke"
+    assert ran == []
+    runner.close()
+
+
+def test_a_closed_runner_refuses() -> None:
+    runner = EngineRunner(Engine(slots=1, max_tokens=16, queue=1), lambda emissions: None)
+    runner.start()
+    assert runner.call(lambda engine: engine.max_tokens).result(timeout=10) == 16
+    runner.close()
+    runner.close()
+    assert _refusal(runner.call(lambda _: "ran")) == "the engine has stopped"
