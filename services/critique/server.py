@@ -112,6 +112,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         else:
             if not request.HasField("response"):
                 raise invalid("response is missing: send the answer that the critique is about")
+            self._prompts.check_length([*request.messages, request.response])
             turns = await self._prompts.turns(request.messages, deadline)
             answer = await self._prompts.segments(request.response, "response", deadline)
             prompt = self._prompts.sequencer.critique_prompt(turns, answer)

@@ -25,7 +25,7 @@ from services.rpc.errors import invalid
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 MODEL = "policy"
-MAX_METADATA = 16
+MAX_METADATA, MAX_METADATA_CHARACTERS = 16, 512
 
 Send = Callable[[policy_pb2.GenerateResponse], None]
 
@@ -109,8 +109,12 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         """Raises RpcError INVALID_ARGUMENT or NOT_FOUND."""
         if request.prompt_token_ids and request.messages:
             raise invalid("send messages or prompt_token_ids, not both")
-        if len(request.metadata) > MAX_METADATA or any(len(value) > 512 for value in request.metadata.values()):
-            raise invalid(f"metadata takes at most {MAX_METADATA} entries of at most 512 characters")
+        longest = max((len(text) for pair in request.metadata.items() for text in pair), default=0)
+        if len(request.metadata) > MAX_METADATA or longest > MAX_METADATA_CHARACTERS:
+            raise invalid(
+                f"metadata takes at most {MAX_METADATA} entries, with names and values of at most "
+                f"{MAX_METADATA_CHARACTERS} characters"
+            )
         response_id = check_identifier(request.response_id, "response_id") or f"resp-{uuid.uuid4().hex}"
         modalities = self._prompts.answer_modalities(request.modalities)
         if request.prompt_token_ids:

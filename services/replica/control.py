@@ -53,8 +53,8 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
     async def LoadWeights(
         self, request: control_pb2.LoadWeightsRequest, context: grpc.aio.ServicerContext
     ) -> control_pb2.WeightsInfo:
-        await self._weights.load(_named(request.version))
-        return _info((await self._weights.state()).resident[request.version])
+        loaded = await self._weights.load(_named(request.version))
+        return _info((await self._weights.state()).resident.get(request.version, loaded))
 
     async def ActivateWeights(
         self, request: control_pb2.ActivateWeightsRequest, context: grpc.aio.ServicerContext

@@ -74,12 +74,10 @@ async def relay(
     items: asyncio.Queue[Item | None] = asyncio.Queue()
 
     async def run() -> None:
-        try:
-            await work(items.put_nowait)
-        finally:
-            items.put_nowait(None)
+        await work(items.put_nowait)
 
     task = inflight.start(run)
+    task.add_done_callback(lambda _: items.put_nowait(None))  # also when it is cancelled before its first line
     context.add_done_callback(lambda _: cancel_once(task))
     try:
         while (item := await items.get()) is not None:

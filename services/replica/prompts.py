@@ -64,11 +64,12 @@ class PromptBuilder:
         self._capacity = capacity
         longest = max(len(token) for token in sequencer.tokenizer.get_vocab())
         self._most_characters = capacity * longest
+        self._shortest_medium = min((span.length + 2 for span in sequencer.layout.codes.values()), default=0)
 
     async def turns(self, messages: Sequence[types_pb2.Message], deadline: Deadline) -> list[Turn]:
         if not messages:
             raise invalid("messages is empty: send at least one message, or prompt_token_ids")
-        self._check_length(messages)
+        self.check_length(messages)
         turns = []
         for index, message in enumerate(messages):
             role = _ROLES.get(message.role)
@@ -102,6 +103,11 @@ class PromptBuilder:
     def given(self, tokens: Iterable[int]) -> list[int]:
         """A prompt that came rendered. LayoutError (INVALID_ARGUMENT) when it is none of this model's."""
         prompt = list(tokens)
+        if len(prompt) >= self._capacity:
+            raise invalid(
+                f"prompt_token_ids holds {len(prompt)} ids and this model holds {self._capacity} tokens for prompt and "
+                "answer together: shorten the prompt"
+            )
         wrong = [token for token in prompt if not 0 <= token < self.sequencer.layout.vocabulary_size]
         if wrong:
             raise invalid(
@@ -139,14 +145,21 @@ class PromptBuilder:
             raise invalid(f"{where} is {modality}, which this model does not take; it takes {has}")
         return modality
 
-    def _check_length(self, messages: Sequence[types_pb2.Message]) -> None:
-        """Turns away, before the tokenizer works on it, a text that cannot fit even in the longest tokens."""
-        characters = sum(len(part.text) for message in messages for part in message.parts)
-        if characters > self._most_characters:
-            raise invalid(
-                f"the prompt has {characters} characters and this model holds {self._capacity} tokens for prompt and "
-                "answer together: shorten the conversation"
-            )
+    def check_length(self, messages: Sequence[types_pb2.Message]) -> None:
+        """Turns away, before the tokenizer and the decoders work on it, what cannot fit whatever they make of it."""
+        parts = [part for message in messages for part in message.parts]
+        characters = sum(len(part.text) for part in parts)
+        media = sum(part.HasField("media") for part in parts)
+        for count, most, what in (
+            (characters, self._most_characters, "characters"),
+            (len(parts), self._most_characters, "content parts"),
+            (media * self._shortest_medium, self._capacity, f"tokens in {media} media"),
+        ):
+            if count > most:
+                raise invalid(
+                    f"the prompt has {count} {what} and this model holds {self._capacity} tokens for prompt and "
+                    "answer together: shorten the conversation"
+                )
 
 
 def check_identifier(value: str, name: str) -> str:

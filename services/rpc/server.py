@@ -15,7 +15,8 @@ from services.rpc.errors import ErrorInterceptor
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 20.0  # how long running requests may take to end after SIGTERM
+MAX_MESSAGE_BYTES = 4 * 2**20  # of a request; media travel by reference
+DRAIN_SECONDS = 10.0  # how long running requests may take to end after SIGTERM; `anyloop up` kills after 15
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = (
@@ -33,7 +34,7 @@ class PortTaken(Exception):
 class RpcServer:
     """Add servicers, `start()`, and say `set_serving(True)` once requests can be answered: it begins NOT_SERVING."""
 
-    def __init__(self, address: str, max_message_bytes: int = 4 * 2**20) -> None:
+    def __init__(self, address: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
         self._health = HealthServicer()

@@ -91,3 +91,10 @@ async def test_each_fault_of_a_request_is_named(
         await ask(critic, request_message)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert words in str(caught.value.details())
+
+
+async def test_too_long_an_answer_is_turned_away_before_it_is_read(critic: Running) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(critic, about("abc " * 5_000))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "characters and this model holds 384 tokens" in str(caught.value.details())

@@ -62,6 +62,10 @@ REFUSED = [
     (policy_pb2.GenerateRequest(prompt_token_ids=[99999]), INVALID, "prompt_token_ids holds 99999"),
     (asking(response_id="r" * 129), INVALID, "response_id must have at most 128 printable characters"),
     (asking(metadata={str(n): "x" for n in range(17)}), INVALID, "at most 16 entries"),
+    (asking(metadata={"k" * 513: "x"}), INVALID, "at most 512 characters"),
+    (policy_pb2.GenerateRequest(prompt_token_ids=[1] * 384), INVALID, "prompt_token_ids holds 384 ids"),
+    (of(user("x", *[""] * 20_000)), INVALID, "20001 content parts"),
+    (of(user(*[types_pb2.MediaRef(sha256="0" * 64, mime_type="image/png")] * 50)), INVALID, "tokens in 50 media"),
 ]
 
 
