@@ -111,6 +111,15 @@ class MediaStore:
             raise MediaCorrupted(f"the stored bytes of {sha256} do not have this hash; upload the medium again")
         return data
 
+    def piece(self, sha256: str, begin: int, end: int) -> bytes:
+        """Bytes `[begin, end)` as they are stored: a part cannot be checked against the hash. Raises MediaNotFound."""
+        self._check(sha256)
+        try:
+            data: bytes = self._fs.cat_file(self._path(sha256), start=begin, end=end)
+        except FileNotFoundError as error:
+            raise MediaNotFound(f"no medium {sha256} is stored") from error
+        return data
+
     def describe(self, sha256: str) -> StoredMedia:
         """Raises MediaNotFound."""
         self._check(sha256)

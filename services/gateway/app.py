@@ -11,13 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from anyloop.sequence import Sequencer
-from services.gateway.body import BodyLimit
+from services.gateway.body import BODIES_IN_FLIGHT, BodyLimit
 from services.gateway.dataplane import DataPlane
 from services.gateway.errors import GatewayError, Status, gateway_error_handler
 from services.gateway.routes import chat, feedback, generate, media, operations
 
 logger = logging.getLogger(__name__)
-_BODIES_IN_FLIGHT = 8  # whole bodies of the largest size held at the same time
 _BY_HTTP = {404: Status.NOT_FOUND, 405: Status.UNIMPLEMENTED, 413: Status.INVALID_ARGUMENT}
 
 
@@ -31,7 +30,7 @@ def create_app(plane: DataPlane) -> FastAPI:
     for module in (chat, generate, feedback, media, operations):
         app.include_router(module.router)
     limit = plane.settings.max_body_bytes
-    app.add_middleware(BodyLimit, limit=limit, budget=limit * _BODIES_IN_FLIGHT)
+    app.add_middleware(BodyLimit, limit=limit, budget=limit * BODIES_IN_FLIGHT)
     app.add_exception_handler(GatewayError, gateway_error_handler)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)

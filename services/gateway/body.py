@@ -14,6 +14,7 @@ from services.gateway.errors import GatewayError, Status, invalid, too_large, un
 Model = TypeVar("Model", bound=BaseModel)
 _INLINE_PARSE_BYTES = 256 * 1024  # larger bodies are parsed off the event loop
 _DISCARD_S = 5.0
+BODIES_IN_FLIGHT = 8  # whole bodies of the largest size held at the same time, for each transport
 _SENTENCES = {
     "extra_forbidden": "unknown field '{param}': remove it, or check its spelling",
     "missing": "missing required field '{param}'",

@@ -24,10 +24,12 @@ from services.gateway.keys import Caller, KeyRing, Role
 from services.gateway.ledger import Ledger
 from services.gateway.media import MediaDesk
 from services.gateway.schemas import MODEL_NAME
+from services.rpc.server import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 ALIASES = frozenset({MODEL_NAME, "policy", "tiny-omni"})  # all mean: the version that serves
 _STATUS_TIMEOUT_S = 0.5
+_PROMPT_BYTES = MAX_MESSAGE_BYTES - 1024  # what the policy service takes, less room for the ids of other choices
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     # A replica that restarts is back in seconds; gRPC's default waits up to two minutes before it looks again.
@@ -52,7 +54,7 @@ class DataPlane:
             "critique": grpc.aio.insecure_channel(settings.critique_control_target, options=_CHANNEL_OPTIONS),
         }
         self._started = time.monotonic()
-        self.running = 0
+        self._answering: set[str] = set()  # response ids whose answers run
         self.draining = False
 
     def start(self) -> None:
@@ -96,9 +98,7 @@ class DataPlane:
             if getattr(request, name) and not NAME.fullmatch(getattr(request, name)):
                 raise invalid(f"'{name}' is not an id: 1-128 letters, digits and _ . : -", name)
         if request.response_id and self.ledger.conversation_of(request.response_id) is not None:
-            raise GatewayError(
-                Status.ALREADY_EXISTS, "this response_id is taken; leave it out and one is made", "response_id_taken"
-            )
+            raise _taken()
         prepared.response_id = request.response_id or new_response_id()
         prepared.conversation_id = request.conversation_id or prepared.response_id
         for index, message in enumerate(prepared.messages):
@@ -109,15 +109,28 @@ class DataPlane:
             parts = await self.media.resolve(list(message.parts), f"messages[{index}].content")
             del message.parts[:]
             message.parts.extend(parts)
+        if prepared.ByteSize() > _PROMPT_BYTES:  # the policy service would answer this with "come back later"
+            raise invalid(
+                f"the prompt has {prepared.ByteSize()} bytes without its media, the limit is {_PROMPT_BYTES}: "
+                "shorten the conversation",
+                "messages",
+                "context_length_exceeded",
+            )
         return prepared
+
+    @property
+    def running(self) -> int:
+        return len(self._answering)
 
     async def stream(
         self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
         """The events of one answer. Closing the iterator cancels the request all the way down. Raises GatewayError."""
+        if prepared.response_id in self._answering:
+            raise _taken()
         limit = self.settings.request_timeout_s
         call = self._policy.Generate(prepared, timeout=min(limit, timeout_s) if timeout_s is not None else limit)
-        self.running += 1
+        self._answering.add(prepared.response_id)
         try:
             async for event in call:
                 if event.WhichOneof("event") == "started" and not prepared.unlogged:
@@ -129,7 +142,7 @@ class DataPlane:
                 logger.error("policy service failed: %s", error.details(), extra={"response_id": prepared.response_id})
             raise from_rpc(error) from error
         finally:
-            self.running -= 1
+            self._answering.discard(prepared.response_id)
             call.cancel()
 
     async def submit_feedback(
@@ -197,6 +210,12 @@ class DataPlane:
             )
             return status
         return None
+
+
+def _taken() -> GatewayError:
+    return GatewayError(
+        Status.ALREADY_EXISTS, "this response_id is taken; leave it out and one is made", "response_id_taken"
+    )
 
 
 def new_response_id() -> str:

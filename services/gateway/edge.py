@@ -1,17 +1,19 @@
 """Edge gRPC: PolicyService.Generate and FeedbackService for clients, with health and reflection."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
+from services.gateway.body import BODIES_IN_FLIGHT
 from services.gateway.dataplane import DataPlane
-from services.gateway.errors import GatewayError, Status
+from services.gateway.errors import GatewayError, Status, unavailable
 from services.gateway.keys import Caller, Role
 
 logger = logging.getLogger(__name__)
@@ -20,9 +22,28 @@ POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 FEEDBACK = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name
 
 
+class HeldBytes:
+    """The requests that are being read may hold `budget` bytes together: what BodyLimit is for REST."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._held = budget, 0
+
+    @contextmanager
+    def reading(self, request: Message) -> Iterator[None]:
+        """Raises GatewayError (UNAVAILABLE)."""
+        size = request.ByteSize()
+        if self._held + size > self._budget:
+            raise unavailable("too many large requests are in flight; try again shortly")
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
+
 class EdgePolicy(policy_pb2_grpc.PolicyServiceServicer):
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(self, plane: DataPlane, held: HeldBytes) -> None:
+        self._plane, self._held = plane, held
 
     async def Generate(
         self, request: policy_pb2.GenerateRequest, context: Context
@@ -30,7 +51,9 @@ class EdgePolicy(policy_pb2_grpc.PolicyServiceServicer):
         try:
             caller = _caller(self._plane, context)
             self._plane.admit(caller, Role.GENERATE)
-            prepared = await self._plane.prepare(request, caller)
+            with self._held.reading(request):
+                prepared = await self._plane.prepare(request, caller)
+                request.Clear()  # gRPC would keep its media in memory until the answer ends
             async with aclosing(self._plane.stream(prepared, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -41,14 +64,15 @@ class EdgePolicy(policy_pb2_grpc.PolicyServiceServicer):
 
 
 class EdgeFeedback(feedback_pb2_grpc.FeedbackServiceServicer):
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(self, plane: DataPlane, held: HeldBytes) -> None:
+        self._plane, self._held = plane, held
 
     async def SubmitFeedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Context
     ) -> feedback_pb2.SubmitFeedbackResponse:
         try:
-            return await self._plane.submit_feedback(request, _caller(self._plane, context))
+            with self._held.reading(request):
+                return await self._plane.submit_feedback(request, _caller(self._plane, context))
         except GatewayError as error:
             await _abort(context, error)
         except Exception as error:
@@ -61,12 +85,13 @@ class EdgeServer:
 
     def __init__(self, plane: DataPlane, address: str) -> None:
         limit = plane.settings.max_body_bytes
+        held = HeldBytes(limit * BODIES_IN_FLIGHT)
         self._server = grpc.aio.server(
             options=(("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)),
         )
         self._health = health.aio.HealthServicer()
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(EdgePolicy(plane), self._server)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(EdgeFeedback(plane), self._server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(EdgePolicy(plane, held), self._server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(EdgeFeedback(plane, held), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (POLICY, FEEDBACK, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server

@@ -1,6 +1,7 @@
 """Media on their way in: recognised by their bytes, decoded once within limits, then stored under their SHA-256."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from anyloop.config import Settings
 from anyloop.media.formats import read_audio, read_image, read_video, sniff
@@ -11,6 +12,7 @@ from protos.anyloop.v1 import types_pb2
 from services.gateway.errors import GatewayError, Status, invalid, not_found, too_large
 from services.gateway.links import FROM_PROTO
 
+PIECE_BYTES = 2**20  # larger files are sent in pieces
 _AT_ONCE = 2  # decoders running at the same time: each may hold a whole decoded medium
 
 
@@ -48,6 +50,11 @@ class MediaDesk:
             return await asyncio.to_thread(self.store.get, sha256)
         except MediaNotFound as error:
             raise not_found(f"no stored file has the SHA-256 {sha256[:80]!r}", "media_not_found") from error
+
+    async def pieces(self, sha256: str, begin: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `[begin, end)` of a stored file, one piece after the other: a slow reader holds no more than one."""
+        for at in range(begin, end, PIECE_BYTES):
+            yield await asyncio.to_thread(self.store.piece, sha256, at, min(at + PIECE_BYTES, end))
 
     async def resolve(self, parts: list[types_pb2.ContentPart], path: str) -> list[types_pb2.ContentPart]:
         """The parts with every medium stored and named by a checked reference. `path` names them in errors."""

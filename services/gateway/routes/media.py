@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from services.gateway.body import read_body
 from services.gateway.errors import GatewayError, Status, invalid
 from services.gateway.keys import Role
+from services.gateway.media import PIECE_BYTES
 from services.gateway.routes.access import caller_of, links_of, plane_of
 
 router = APIRouter()
@@ -90,13 +91,16 @@ async def download(sha256: str, request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(stored.size_bytes)}, media_type=stored.mime_type)
-    data = await desk.read(sha256)
-    span = _span(request.headers.get("range"), request.headers.get("if-range"), f'"{sha256}"', len(data))
-    if span is None:
-        return Response(data, headers=headers, media_type=stored.mime_type)
-    begin, end = span
-    headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
-    return Response(data[begin:end], 206, headers, stored.mime_type)
+    size = stored.size_bytes
+    span = _span(request.headers.get("range"), request.headers.get("if-range"), f'"{sha256}"', size)
+    begin, end = span or (0, size)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
+    status = 200 if span is None else 206
+    if size <= PIECE_BYTES:
+        return Response((await desk.read(sha256))[begin:end], status, headers, stored.mime_type)
+    headers["Content-Length"] = str(end - begin)
+    return StreamingResponse(desk.pieces(sha256, begin, end), status, headers, stored.mime_type)
 
 
 def _span(header: str | None, condition: str | None, etag: str, size: int) -> tuple[int, int] | None:

@@ -220,3 +220,12 @@ async def test_uploads_are_recognised_by_their_bytes(world: Any, fake: ModuleTyp
     ):
         reply = await world.http.post("/v1/media", **request)
         assert (reply.status_code, set(reply.json())) == (status, {"error"}), reply.text
+
+
+async def test_a_prompt_larger_than_the_policy_takes_is_no_invitation_to_try_again(world: Any) -> None:
+    messages = [{"role": "user", "content": "x" * 900_000} for _ in range(5)]
+    answer = await world.http.post("/v1/chat/completions", json={"messages": messages})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    assert "shorten the conversation" in error["message"]
+    assert world.policy.requests == []

@@ -12,6 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from anyloop.log import FEEDBACK
 from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc, types_pb2
+from services.gateway.edge import HeldBytes
+from services.gateway.errors import GatewayError
 from services.gateway.keys import hash_key
 
 Code = grpc.StatusCode
@@ -97,6 +99,22 @@ async def test_malformed_requests_are_invalid_argument(world: Any, fake: ModuleT
 async def test_a_response_id_is_given_once(world: Any) -> None:
     await generate(world, saying(text("x"), response_id="mine"))
     assert (await refused(world, saying(text("x"), response_id="mine"))).code() is Code.ALREADY_EXISTS
+
+
+async def test_two_calls_at_the_same_moment_cannot_share_a_response_id(world: Any) -> None:
+    calls = [generate(world, saying(text("slowly"), response_id="ours")) for _ in range(3)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    codes = [end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+    assert (codes, len(world.policy.requests)) == ([Code.ALREADY_EXISTS] * 2, 1)
+
+
+def test_large_requests_share_a_budget_and_give_it_back() -> None:
+    held, request = HeldBytes(budget=100), saying(text("x" * 50))
+    with held.reading(request), pytest.raises(GatewayError) as error, held.reading(request):
+        pass
+    assert error.value.status is Code.UNAVAILABLE
+    with held.reading(request):
+        pass
 
 
 async def test_deadline_and_cancellation_reach_the_policy(world: Any) -> None:

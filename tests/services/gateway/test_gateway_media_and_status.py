@@ -4,9 +4,12 @@ import re
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from grpc_health.v1 import health_pb2
 
+from anyloop.media.formats import write_audio
 from anyloop.registry.announce import announce
+from services.gateway.media import PIECE_BYTES
 
 
 async def upload(world: Any, data: bytes) -> str:
@@ -42,6 +45,20 @@ async def test_players_get_the_ranges_they_ask_for(world: Any, fake: ModuleType)
         assert (await world.http.get(url, headers={"range": header})).status_code == 200
     beyond = await world.http.get(url, headers={"range": f"bytes={len(data)}-"})
     assert beyond.status_code == 416
+
+
+async def test_a_large_file_goes_out_in_pieces_and_is_whole(world: Any) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 60 * 22_050).astype(np.float32)
+    data = write_audio(noise, 22_050)
+    assert len(data) > 2 * PIECE_BYTES
+    url = await upload(world, data)
+    reply = await world.http.get(url)
+    assert (reply.status_code, reply.content == data) == (200, True)
+    assert reply.headers["content-length"] == str(len(data))
+    begin, end = PIECE_BYTES - 5, 2 * PIECE_BYTES + 5
+    part = await world.http.get(url, headers={"range": f"bytes={begin}-{end - 1}"})
+    assert (part.status_code, part.content == data[begin:end]) == (206, True)
+    assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{len(data)}"
 
 
 async def test_what_is_not_stored_is_404(world: Any) -> None:
