@@ -23,7 +23,7 @@ from services.hosts.placement import triton_models
 from services.triton.repository import build_repository
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LOG_TAIL = 4000  # characters of the server's log that an error shows
+_LOG_TAIL = 4000  # bytes of the server's log that an error shows
 
 
 class TritonError(RuntimeError):
@@ -184,7 +184,11 @@ class TritonServer:
             process.wait()
 
     def log_tail(self) -> str:
-        return self.log_path.read_text(errors="replace")[-_LOG_TAIL:] if self.log_path.exists() else ""
+        if not self.log_path.exists():
+            return ""
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, self.log_path.stat().st_size - _LOG_TAIL))
+            return log.read(_LOG_TAIL).decode(errors="replace")
 
     def __enter__(self) -> TritonServer:
         self.start()

@@ -82,10 +82,14 @@ class TritonPythonModel:
                 self._wake.wait()
                 self._wake.clear()
             for answer, cancel in list(self._open.items()):
-                if answer.ended:
+                try:
+                    gone = answer.cancelled()
+                except Exception:  # one sender's trouble must not end the cancellation of all the others
+                    log.exception("a request cannot be asked whether it was cancelled")
+                    gone = True
+                if gone or answer.ended:
                     del self._open[answer]
-                elif answer.cancelled():
-                    del self._open[answer]
+                if gone:
                     cancel()
             self._stopping.wait(CANCEL_POLL_SECONDS)
 
