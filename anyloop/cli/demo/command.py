@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of feedback and learning.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of feedback and learning.")] = 3,
     prompts: Annotated[int, typer.Option(min=8, help="Prompts per round, each gets one critique.")] = 320,
     eval_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts per subtask, for each version.")] = 30,
     seed: Annotated[int, typer.Option(help="Prompts, sampling and annotator.")] = 0,

@@ -16,6 +16,7 @@ from anyloop.world.scenes import Clip, Picture, Scene, Sound
 
 # Entries per codec. A video code tells shape, colour, size, and in which frames it stands in the cell: 144 of them.
 CODEBOOK = {Modality.IMAGE: 128, Modality.AUDIO: 128, Modality.VIDEO: 192}
+_OUT_OF_REACH = 1e4
 _FRAME = 512  # samples of one audio code
 
 
@@ -69,8 +70,22 @@ def fit_codec(modality: Modality, rng: np.random.Generator, progress: Callable[[
     error = model.decode(model.encode(to_codec(modality, np.stack(media[:64])))) - to_codec(
         modality, np.stack(media[:64])
     )
+    clean = np.stack([tasks.render(scene, rng) for scene in kind.of_split("train") for _ in range(4)])
+    retire_unused(model, to_codec(modality, clean))
     progress(f"{modality} codec: {len(patches)} patches, RMS error {error.square().mean().sqrt():.4f}")
     return model.eval()
+
+
+@torch.no_grad()
+def retire_unused(model: PatchVQ, media: torch.Tensor) -> int:
+    """Moves the entries that none of `media` uses out of reach, and returns how many stay.
+
+    Spare entries are twins of used ones: the least noise of a compressed file would choose a twin, a code that the
+    language model has never seen.
+    """
+    used = torch.bincount(model.encode(media).flatten(), minlength=model.config.codebook_size) > 0
+    model.codebook.weight[~used] = _OUT_OF_REACH
+    return int(used.sum())
 
 
 def _kmeans(points: torch.Tensor, clusters: int, generator: torch.Generator, steps: int = 25) -> torch.Tensor:
