@@ -87,8 +87,9 @@ def verdict_of(event: events_pb2.FeedbackEvent, settings: TrainerSettings) -> bo
         return bool(feedback.label)
     if feedback.critique.strip():
         return settings.says_right(feedback.critique)
-    if "overall" in feedback.ratings:
-        rating = feedback.ratings["overall"]
+    if feedback.ratings:
+        ratings = feedback.ratings.values()
+        rating = feedback.ratings["overall"] if "overall" in feedback.ratings else sum(ratings) / len(ratings)
         if rating >= settings.right_rating:
             return True
         if rating < settings.wrong_rating:

@@ -13,7 +13,7 @@ from anyloop.cli.demo.traffic import Count
 class DemoPlan:
     """How much the demo asks. The defaults fit twelve minutes on two cores."""
 
-    rounds: int = 2
+    rounds: int = 3
     prompts: int = 320  # per round, over all subtasks; each gets one critique
     eval_prompts: int = 30  # per subtask, held out
     seed: int = 0
