@@ -36,7 +36,7 @@ class TrainerSettings(BaseSettings):
         r"(all )?(right|correct|good|fine|perfect)\W*$|^(right|correct|perfect|good)\W*$",
         description="A critique whose last sentence matches this (lower case) says that the answer is right",
     )
-    right_rating: float = Field(0.75, ge=0, le=1, description="A rating (overall, or the mean of the dimensions) from here up says right")
+    right_rating: float = Field(0.75, ge=0, le=1, description="A rating (overall, or the mean) from here up says right")
     wrong_rating: float = Field(0.5, ge=0, le=1, description="A rating below this says wrong")
     max_versions_behind: int = Field(4, ge=0, description="Answers of older policies make no pairs and no rollouts")
     staleness_decay: float = Field(0.8, gt=0, le=1, description="Weight of a pair per version its answer is behind")
