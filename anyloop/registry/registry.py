@@ -206,6 +206,8 @@ class Registry:
         while True:
             name = _checked(version) if version else self._next_version(manifest.lineage)
             if self._taken(name):
+                if not version:
+                    continue  # another publisher took the number since it was found free
                 raise _VersionTaken(f"version {name} exists already, or existed once")
             named = dataclasses.replace(manifest, version=name, base=manifest.base or name)
             (temporary / MANIFEST).write_text(named.to_json(), encoding="utf-8")
