@@ -45,7 +45,7 @@ def up(
     logs = settings.home / "logs"
     with (
         running(settings, topology),
-        handled((signal.SIGTERM, signal.SIGHUP)),
+        handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
         Board(console) as board,
         Supervisor(topology.services, log_dir=logs, start_timeout_s=start_timeout, on_change=board.show) as supervisor,
     ):

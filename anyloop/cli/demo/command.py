@@ -78,7 +78,7 @@ def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: in
     with (
         PeakMemory() as memory,
         running(settings, topology),
-        handled((signal.SIGTERM, signal.SIGHUP)),
+        handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
         Supervisor(topology.services, log_dir=settings.home / "logs") as supervisor,
     ):
         prepare_home(settings)
