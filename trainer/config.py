@@ -76,12 +76,12 @@ class TrainerSettings(BaseSettings):
     seed: int = 0
 
     # DPO
-    dpo_lr: float = Field(3e-4, gt=0)
+    dpo_lr: float = Field(2e-4, gt=0)
     dpo_beta: float = Field(0.1, gt=0)
     dpo_epochs: int = Field(2, ge=1)
     dpo_batch: int = Field(8, ge=1, description="Pairs per optimiser step")
     dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of pairs the wrong way round")
-    dpo_sft_coefficient: float = Field(0.1, ge=0, description="Weight of the likelihood of chosen answers beside DPO")
+    dpo_sft_coefficient: float = Field(1.0, ge=0, description="Weight of the likelihood of chosen answers beside DPO")
 
     # Reward model
     reward_lr: float = Field(1e-4, gt=0)
