@@ -84,9 +84,9 @@ class TrainerSettings(BaseSettings):
     dpo_sft_coefficient: float = Field(1.0, ge=0, description="Weight of the likelihood of chosen answers beside DPO")
 
     # Reward model
-    reward_lr: float = Field(1e-4, gt=0)
-    reward_epochs: int = Field(2, ge=1)
-    reward_batch: int = Field(16, ge=1, description="Pairs per optimiser step")
+    reward_lr: float = Field(5e-4, gt=0)
+    reward_epochs: int = Field(3, ge=1)
+    reward_batch: int = Field(8, ge=1, description="Pairs per optimiser step")
     reward_regularisation: float = Field(0.001, ge=0)
 
     # PPO
