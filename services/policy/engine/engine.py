@@ -29,14 +29,11 @@ PREFILL_TOKENS = 2048  # padded prompt tokens per forward: bounds memory, and ho
 
 
 @dataclass(slots=True)
-class Emission:
-    """What one step made of one request: a token, its end (`finished`), or both; or an error, which ends it too."""
+class End:
+    """Why a request ended: `finished` is "stop", "length" or "cancelled", or else there is an `error`."""
 
     request: Request
-    token: int | None = None
-    logprob: float = 0.0
-    version: str = ""
-    finished: str = ""  # "stop", "length" or "cancelled"
+    finished: str = ""
     error: HostError | None = None
 
 
@@ -59,7 +56,7 @@ class Engine:
         self._cache: SlotCache | None = None
         self.running: list[Request] = []  # index = slot
         self.waiting: deque[Request] = deque()
-        self._left: list[Emission] = []  # ends that happened between two steps
+        self._left: list[End] = []  # ends that happened between two steps
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -88,13 +85,13 @@ class Engine:
         elif request.slot < 0:
             return
         self._finish(request)
-        self._left.append(Emission(request, finished="cancelled"))
+        self._left.append(End(request, finished="cancelled"))
 
     def abort_all(self, error: HostError) -> None:
         """Ends every request with `error`."""
         for request in [*self.running, *self.waiting]:
             self._finish(request)
-            self._left.append(Emission(request, error=error))
+            self._left.append(End(request, error=error))
         self.waiting.clear()
 
     @property
@@ -144,22 +141,22 @@ class Engine:
     # -- one step ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self) -> list[Emission]:
-        """Admits, decodes one token per running request, and returns what came of it."""
+    def step(self) -> list[End]:
+        """Admits, decodes one token per running request, and returns which requests ended."""
         self._admit()
-        emissions = []
+        ends: list[End] = []
         for group in self._groups():
             try:
-                emissions.extend(self._decode(group))
+                ends.extend(self._decode(group))
             except Exception as error:  # a failing forward ends its requests, not the engine
                 log.exception("decode step failed", extra={"requests": len(group)})
-                emissions.extend(self._fail(group, error))
-        for emission in emissions:
-            if emission.finished:
-                self._finish(emission.request)
-        return self.take_ends() + emissions
+                ends.extend(self._fail(group, error))
+        for end in ends:
+            if end.finished:
+                self._finish(end.request)
+        return self.take_ends() + ends
 
-    def take_ends(self) -> list[Emission]:
+    def take_ends(self) -> list[End]:
         """The ends that came between two steps; `step` returns them too."""
         left, self._left = self._left, []
         return left
@@ -187,7 +184,7 @@ class Engine:
             groups.setdefault(id(request.weights), []).append(request)
         return list(groups.values())
 
-    def _decode(self, group: list[Request]) -> list[Emission]:
+    def _decode(self, group: list[Request]) -> list[End]:
         group = sorted(group, key=lambda r: r.slot)  # a failed group before this one may have moved rows
         weights, cache = group[0].weights, self._cache
         assert weights is not None
@@ -210,18 +207,17 @@ class Engine:
             rows = [r.answer.row(r.remaining) if r.answer is not None else FREE_ROW for r in group]
             logits = logits + self._masks.rows[rows]
         tokens, logprobs = sample(logits, group)
-        return [self._advance(*one, weights.version) for one in zip(group, tokens, logprobs, strict=True)]
+        advanced = [self._advance(*one, weights.version) for one in zip(group, tokens, logprobs, strict=True)]
+        return [End(request, finished) for request, finished in zip(group, advanced, strict=True) if finished]
 
-    def _advance(self, request: Request, token: int, logprob: float, version: str) -> Emission:
-        request.append(token, version)
-        emission = Emission(request, token, logprob, version)
+    def _advance(self, request: Request, token: int, logprob: float, version: str) -> str:
+        """Adds a token to the answer; says how it ended the answer, or ""."""
+        request.append(token, logprob, version)
         if request.answer is not None:
             request.answer.advance(token)
         if token == self._end or (request.stop is not None and request.stop.feed(token)):
-            emission.finished = "stop"
-        elif request.remaining == 0:
-            emission.finished = "length"
-        return emission
+            return "stop"
+        return "length" if request.remaining == 0 else ""
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -272,11 +268,11 @@ class Engine:
             self.weights.release(request.weights)
             request.weights = None
 
-    def _fail(self, requests: list[Request], cause: Exception) -> list[Emission]:
+    def _fail(self, requests: list[Request], cause: Exception) -> list[End]:
         error = HostError("INTERNAL", f"the model failed: {cause}", retriable=False)
         for request in requests:
             self._finish(request)
-        return [Emission(request, error=error) for request in requests]
+        return [End(request, error=error) for request in requests]
 
 
 def _new_cache(model: Any, slots: int, length: int) -> SlotCache:

@@ -41,11 +41,15 @@ class Sampling:
 
 @dataclass(eq=False)
 class Request:
-    """The engine owns every field below `stop` once the request is submitted."""
+    """The engine owns every field below `stop` once the request is submitted.
+
+    `output`, `logprobs`, `top_logprobs` and `spans` only grow, on the engine's thread; others may read slices of them.
+    """
 
     request_id: str
     prompt: list[int]
     sampling: Sampling
+    key: str = ""  # who asks: waiting requests are admitted in turn by key
     pin: str = ""  # answer with this resident version; empty is the serving one
     answer: AnswerState | None = None  # None: any token may follow any other
     stop: StopStrings | None = None
@@ -53,7 +57,9 @@ class Request:
     weights: WeightSet | None = None
     slot: int = -1
     output: list[int] = field(default_factory=list)
-    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # one for each token of `output`, never fewer
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # only where asked for
+    spans: list[tuple[str, int, int]] = field(default_factory=list)  # (version, begin, end) of output tokens
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,10 +79,11 @@ class Request:
         """Where `last_token` stands in the sequence: the place the next decode step writes to."""
         return len(self.prompt) + len(self.output) - 1
 
-    def append(self, token: int, version: str) -> None:
+    def append(self, token: int, logprob: float, version: str) -> None:
         at = len(self.output)
-        self.output.append(token)
+        self.logprobs.append(logprob)  # before the token: who sees a token finds all that belongs to it
         if self.spans and self.spans[-1][0] == version:
             self.spans[-1] = (version, self.spans[-1][1], at + 1)
         else:
             self.spans.append((version, at, at + 1))
+        self.output.append(token)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from services.hosts.interface import HostError
-from services.policy.engine.engine import Emission, Engine
+from services.policy.engine.engine import End, Engine
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,9 +30,10 @@ class _Call:
 
 
 class EngineRunner:
-    """Runs steps while there is work, and calls from other threads in between. `emit` gets what each step made."""
+    """Runs steps while there is work, and calls from other threads in between. `emit` is called after every
+    step, with the requests that ended in it."""
 
-    def __init__(self, engine: Engine, emit: Callable[[list[Emission]], None], name: str = "engine") -> None:
+    def __init__(self, engine: Engine, emit: Callable[[list[End]], None], name: str = "engine") -> None:
         self._engine = engine
         self._emit = emit
         self._inbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -66,9 +67,7 @@ class EngineRunner:
     def _run(self) -> None:
         try:
             while self._drain():
-                emissions = self._engine.step()
-                if emissions:
-                    self._emit(emissions)
+                self._emit(self._engine.step())
         except BaseException as error:
             log.exception("the engine thread died")
             self.failure = error

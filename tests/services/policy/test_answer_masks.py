@@ -39,7 +39,7 @@ def _answers(
         requests.append(Request(str(seed), sequencer.prompt([]), sampling, answer=answer))
         engine.submit(requests[-1])
     while engine.busy:
-        assert all(emission.error is None for emission in engine.step())
+        assert all(end.error is None for end in engine.step())
     return [request.output for request in requests]
 
 

@@ -74,8 +74,8 @@ def _run(engine: Engine, requests: Iterable[Request]) -> list[list[int]]:
     for request in requests:
         engine.submit(request)
     while engine.busy:
-        for emission in engine.step():
-            assert emission.error is None
+        for end in engine.step():
+            assert end.error is None
     return [request.output for request in requests]
 
 
@@ -120,12 +120,11 @@ def test_logprobs_are_of_the_distribution_at_temperature_one() -> None:
     model = _model("llama")
     engine, prompt = _engine(model), [3, 14, 15]
     request = _request(prompt, temperature=0.3, top_k=3, seed=1)
-    engine.submit(request)
-    reported = [e.logprob for _ in range(12) for e in engine.step()]
+    _run(engine, [request])
     with torch.no_grad():
         logits = model(torch.tensor([prompt + request.output])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1).gather(1, torch.tensor(request.output)[:, None])[:, 0]
-    assert reported == pytest.approx(expected.tolist(), abs=1e-4)
+    assert request.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_a_cancelled_request_ends_within_a_step_and_the_others_go_on() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from services.hosts.interface import HostError
 from services.policy.engine import EngineRunner
-from services.policy.engine.engine import Emission, Engine
+from services.policy.engine.engine import End, Engine
 
 
 class DyingEngine(Engine):
@@ -23,7 +23,7 @@ class DyingEngine(Engine):
     def busy(self) -> bool:
         return True
 
-    def step(self) -> list[Emission]:
+    def step(self) -> list[End]:
         self.stepping.set()
         self.die.wait(10)
         raise RuntimeError("the step broke")
@@ -38,7 +38,7 @@ def _refusal(future: Future[str]) -> str:
 
 def test_calls_that_come_while_the_thread_dies_are_refused_and_never_run() -> None:
     engine, ran = DyingEngine(), []
-    runner = EngineRunner(engine, lambda emissions: None)
+    runner = EngineRunner(engine, lambda ends: None)
     runner.start()
     assert engine.stepping.wait(10)
     during = runner.call(lambda _: ran.append("during") or "ran")
@@ -50,7 +50,7 @@ def test_calls_that_come_while_the_thread_dies_are_refused_and_never_run() -> No
 
 
 def test_a_closed_runner_refuses() -> None:
-    runner = EngineRunner(Engine(slots=1, max_tokens=16, queue=1), lambda emissions: None)
+    runner = EngineRunner(Engine(slots=1, max_tokens=16, queue=1), lambda ends: None)
     runner.start()
     assert runner.call(lambda engine: engine.max_tokens).result(timeout=10) == 16
     runner.close()

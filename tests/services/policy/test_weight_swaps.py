@@ -52,8 +52,8 @@ def _versions(engine: Engine) -> list[str]:
 
 def _drain(engine: Engine) -> None:
     while engine.busy:
-        for emission in engine.step():
-            assert emission.error is None
+        for end in engine.step():
+            assert end.error is None
 
 
 def test_finish_lets_running_requests_end_on_the_weights_they_began_with() -> None:
@@ -100,7 +100,7 @@ def test_a_recompute_that_fails_ends_its_requests_instead_of_garbling_them(monke
         patch.setattr(engine, "_forward_prompts", out_of_memory)
         engine.activate("v1", "recompute")
     (end,) = engine.step()
-    assert (end.request, end.token) == (request, None)
+    assert (end.request, end.finished, len(request.output)) == (request, "", 1)
     assert end.error is not None
     assert "no memory" in end.error.message
     later = _submit(engine)
