@@ -69,16 +69,20 @@ class ActivateWeightsRequest(_message.Message):
     def __init__(self, version: _Optional[str] = ..., mode: _Optional[_Union[SwapMode, str]] = ...) -> None: ...
 
 class ActivateWeightsResponse(_message.Message):
-    __slots__ = ("weights", "previous_version", "stall_seconds", "load_seconds")
+    __slots__ = ("weights", "previous_version", "stall_seconds", "load_seconds", "longest_step_gap_seconds", "median_step_gap_seconds")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_STEP_GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_STEP_GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     weights: WeightsInfo
     previous_version: str
     stall_seconds: float
     load_seconds: float
-    def __init__(self, weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., previous_version: _Optional[str] = ..., stall_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ...) -> None: ...
+    longest_step_gap_seconds: float
+    median_step_gap_seconds: float
+    def __init__(self, weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., previous_version: _Optional[str] = ..., stall_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., longest_step_gap_seconds: _Optional[float] = ..., median_step_gap_seconds: _Optional[float] = ...) -> None: ...
 
 class UnloadWeightsRequest(_message.Message):
     __slots__ = ("version",)

@@ -75,6 +75,7 @@ class ControlServiceServicer:
     def LoadWeights(self, request, context):
         """Loads a registry version beside the serving weights, verified file by file; it answers only pinned requests.
         FAILED_PRECONDITION: corrupt, truncated, or of another shape (the reason is in the message). NOT_FOUND: no such version.
+        RESOURCE_EXHAUSTED: as many versions as allowed are resident (the message names what to unload).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

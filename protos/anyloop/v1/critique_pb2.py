@@ -22,26 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos.anyloop.v1 import scoring_pb2 as protos_dot_anyloop_dot_v1_dot_scoring__pb2
 from protos.anyloop.v1 import types_pb2 as protos_dot_anyloop_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/anyloop/v1/critique.proto\x12\nanyloop.v1\x1a\x1dprotos/anyloop/v1/types.proto\"\x84\x02\n\x0f\x43ritiqueRequest\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.anyloop.v1.Message\x12%\n\x08response\x18\x03 \x01(\x0b\x32\x13.anyloop.v1.Message\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12\x18\n\x10\x63ritique_version\x18\x05 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x12\x13\n\x0bresponse_id\x18\x07 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x08 \x01(\t\"\xf1\x03\n\x10\x43ritiqueResponse\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.anyloop.v1.CritiqueResponse.StartedH\x00\x12\x36\n\x04text\x18\x02 \x01(\x0b\x32&.anyloop.v1.CritiqueResponse.TextDeltaH\x00\x12\x39\n\x08\x66inished\x18\x03 \x01(\x0b\x32%.anyloop.v1.CritiqueResponse.FinishedH\x00\x1a\x38\n\x07Started\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ritique_version\x18\x02 \x01(\t\x1a\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a\xd2\x01\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.anyloop.v1.Usage\x12\x10\n\x08\x63ritique\x18\x03 \x01(\t\x12\x18\n\x10output_token_ids\x18\x04 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x05 \x03(\x02\x12.\n\rversion_spans\x18\x06 \x03(\x0b\x32\x17.anyloop.v1.VersionSpanB\x07\n\x05\x65vent2Z\n\x0f\x43ritiqueService\x12G\n\x08\x43ritique\x12\x1b.anyloop.v1.CritiqueRequest\x1a\x1c.anyloop.v1.CritiqueResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/anyloop/v1/critique.proto\x12\nanyloop.v1\x1a\x1fprotos/anyloop/v1/scoring.proto\x1a\x1dprotos/anyloop/v1/types.proto\"\x84\x02\n\x0f\x43ritiqueRequest\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.anyloop.v1.Message\x12%\n\x08response\x18\x03 \x01(\x0b\x32\x13.anyloop.v1.Message\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12\x18\n\x10\x63ritique_version\x18\x05 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x12\x13\n\x0bresponse_id\x18\x07 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x08 \x01(\t\"\xf1\x03\n\x10\x43ritiqueResponse\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.anyloop.v1.CritiqueResponse.StartedH\x00\x12\x36\n\x04text\x18\x02 \x01(\x0b\x32&.anyloop.v1.CritiqueResponse.TextDeltaH\x00\x12\x39\n\x08\x66inished\x18\x03 \x01(\x0b\x32%.anyloop.v1.CritiqueResponse.FinishedH\x00\x1a\x38\n\x07Started\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12\x18\n\x10\x63ritique_version\x18\x02 \x01(\t\x1a\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x1a\xd2\x01\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.anyloop.v1.Usage\x12\x10\n\x08\x63ritique\x18\x03 \x01(\t\x12\x18\n\x10output_token_ids\x18\x04 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x05 \x03(\x02\x12.\n\rversion_spans\x18\x06 \x03(\x0b\x32\x17.anyloop.v1.VersionSpanB\x07\n\x05\x65vent2\x98\x01\n\x0f\x43ritiqueService\x12G\n\x08\x43ritique\x12\x1b.anyloop.v1.CritiqueRequest\x1a\x1c.anyloop.v1.CritiqueResponse0\x01\x12<\n\x05Score\x12\x18.anyloop.v1.ScoreRequest\x1a\x19.anyloop.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.anyloop.v1.critique_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CRITIQUEREQUEST']._serialized_start=80
-  _globals['_CRITIQUEREQUEST']._serialized_end=340
-  _globals['_CRITIQUERESPONSE']._serialized_start=343
-  _globals['_CRITIQUERESPONSE']._serialized_end=840
-  _globals['_CRITIQUERESPONSE_STARTED']._serialized_start=535
-  _globals['_CRITIQUERESPONSE_STARTED']._serialized_end=591
-  _globals['_CRITIQUERESPONSE_TEXTDELTA']._serialized_start=593
-  _globals['_CRITIQUERESPONSE_TEXTDELTA']._serialized_end=618
-  _globals['_CRITIQUERESPONSE_FINISHED']._serialized_start=621
-  _globals['_CRITIQUERESPONSE_FINISHED']._serialized_end=831
-  _globals['_CRITIQUESERVICE']._serialized_start=842
-  _globals['_CRITIQUESERVICE']._serialized_end=932
+  _globals['_CRITIQUEREQUEST']._serialized_start=113
+  _globals['_CRITIQUEREQUEST']._serialized_end=373
+  _globals['_CRITIQUERESPONSE']._serialized_start=376
+  _globals['_CRITIQUERESPONSE']._serialized_end=873
+  _globals['_CRITIQUERESPONSE_STARTED']._serialized_start=568
+  _globals['_CRITIQUERESPONSE_STARTED']._serialized_end=624
+  _globals['_CRITIQUERESPONSE_TEXTDELTA']._serialized_start=626
+  _globals['_CRITIQUERESPONSE_TEXTDELTA']._serialized_end=651
+  _globals['_CRITIQUERESPONSE_FINISHED']._serialized_start=654
+  _globals['_CRITIQUERESPONSE_FINISHED']._serialized_end=864
+  _globals['_CRITIQUESERVICE']._serialized_start=876
+  _globals['_CRITIQUESERVICE']._serialized_end=1028
 # @@protoc_insertion_point(module_scope)

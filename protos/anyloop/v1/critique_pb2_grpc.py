@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from protos.anyloop.v1 import critique_pb2 as protos_dot_anyloop_dot_v1_dot_critique__pb2
+from protos.anyloop.v1 import scoring_pb2 as protos_dot_anyloop_dot_v1_dot_scoring__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -40,6 +41,11 @@ class CritiqueServiceStub:
                 request_serializer=protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueRequest.SerializeToString,
                 response_deserializer=protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/anyloop.v1.CritiqueService/Score',
+                request_serializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class CritiqueServiceServicer:
@@ -53,6 +59,13 @@ class CritiqueServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """As PolicyService.Score, under the critique model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CritiqueServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_CritiqueServiceServicer_to_server(servicer, server):
                     servicer.Critique,
                     request_deserializer=protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueRequest.FromString,
                     response_serializer=protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
+                    response_serializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class CritiqueService:
             '/anyloop.v1.CritiqueService/Critique',
             protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueRequest.SerializeToString,
             protos_dot_anyloop_dot_v1_dot_critique__pb2.CritiqueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anyloop.v1.CritiqueService/Score',
+            protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+            protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

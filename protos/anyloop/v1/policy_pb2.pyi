@@ -1,3 +1,4 @@
+from protos.anyloop.v1 import scoring_pb2 as _scoring_pb2
 from protos.anyloop.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

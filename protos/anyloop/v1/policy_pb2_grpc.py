@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from protos.anyloop.v1 import policy_pb2 as protos_dot_anyloop_dot_v1_dot_policy__pb2
+from protos.anyloop.v1 import scoring_pb2 as protos_dot_anyloop_dot_v1_dot_scoring__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -40,6 +41,11 @@ class PolicyServiceStub:
                 request_serializer=protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/anyloop.v1.PolicyService/Score',
+                request_serializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -55,6 +61,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Log-probabilities of given outputs under a resident version, between the decode steps of what runs. Served inside the
+        cluster only. INVALID_ARGUMENT: empty, too long, or too much for one call. NOT_FOUND: the version is not resident.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +76,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateRequest.FromString,
                     response_serializer=protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
+                    response_serializer=protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +111,33 @@ class PolicyService:
             '/anyloop.v1.PolicyService/Generate',
             protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateRequest.SerializeToString,
             protos_dot_anyloop_dot_v1_dot_policy__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anyloop.v1.PolicyService/Score',
+            protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
+            protos_dot_anyloop_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,
