@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     engine_slots: int = Field(32, ge=1, description="Requests decoded together")
     engine_max_tokens: int = Field(384, ge=16, description="Longest prompt plus answer, in tokens; sizes the KV cache")
     engine_queue: int = Field(256, ge=1, description="Requests that may wait for a slot")
+    engine_resident_versions: int = Field(
+        4, ge=2, description="Versions of the weights in memory: serving, its successor, and staged ones"
+    )
     swap_mode: Literal["finish", "keep", "recompute"] = "finish"
 
     # Gateway

@@ -30,17 +30,27 @@ class PolicyProgram:
         """`model_dir` gives the tokenizer, the token layout and the sampling defaults; weights come by `load`."""
         self._reader = RequestReader(Path(model_dir), settings.engine_max_tokens)
         layout = self._reader.sequencer.layout
-        engine = Engine(
-            settings.engine_slots,
-            settings.engine_max_tokens,
-            settings.engine_queue,
-            self._reader.masks,
-            end_token=layout.end,
-        )
+
+        def new_engine() -> Engine:
+            return Engine(
+                settings.engine_slots,
+                settings.engine_max_tokens,
+                settings.engine_queue,
+                self._reader.masks,
+                end_token=layout.end,
+            )
+
         self._control = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-control")
         self._sender = Sender(name, self._cancel)
-        self._runner = EngineRunner(engine, self._sender.step, name=f"{name}-engine")
-        self._weights = WeightsOperations(self._runner, name, layout, self._reader.vocabulary, settings.swap_mode)
+        self._runner = EngineRunner(new_engine(), self._sender.step, name=f"{name}-engine", rebuild=new_engine)
+        self._weights = WeightsOperations(
+            self._runner,
+            name,
+            layout,
+            self._reader.vocabulary,
+            settings.swap_mode,
+            settings.engine_resident_versions,
+        )
         self._runner.start()
 
     def submit(self, request: dict[str, Any], send: Send) -> Cancel:

@@ -1,67 +1,130 @@
-"""The operations on a program's weights: load, activate, unload, status. They run off the engine's thread."""
+"""The operations on a program's weights: load, activate, unload, status.
+
+They run on one thread, not the engine's, so changes queue: a swap that comes during a swap waits for it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
 from anyloop.sequence import SequenceLayout
 from services.hosts.interface import HostError
-from services.policy.engine import Engine, EngineRunner, load_checkpoint
+from services.policy.engine import Engine, EngineRunner, WeightSet, load_checkpoint
 from services.policy.engine.engine import SwapMode
 
 log = logging.getLogger(__name__)
 
+STAGED_IDLE_SECONDS = 60.0  # a staged version that answered nobody for this long may make room for another
+_NEXT_STEP_SECONDS = 5.0  # the longest that an activation waits to see the first step on the new weights
+_NICE = 10  # loads yield the cores to the steps
+
 
 class WeightsOperations:
     def __init__(
-        self, runner: EngineRunner, name: str, layout: SequenceLayout, vocabulary: int, mode: SwapMode
+        self,
+        runner: EngineRunner,
+        name: str,
+        layout: SequenceLayout,
+        vocabulary: int,
+        mode: SwapMode,
+        most_resident: int,
     ) -> None:
-        """`mode` is for activations that name none."""
+        """`mode` is for activations that name none; `most_resident` bounds the versions in memory."""
         self._runner = runner
         self._name = name
         self._layout = layout
         self._vocabulary = vocabulary
         self._mode = mode
+        self._most_resident = most_resident
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises HostError FAILED_PRECONDITION; what serves goes on serving."""
+        """Places a version beside the serving one. `urgent`: it is to serve, so any idle staged one may go for it.
+
+        Raises HostError FAILED_PRECONDITION (the checkpoint is at fault), UNAVAILABLE (it cannot be read now) or
+        RESOURCE_EXHAUSTED (no room); what serves goes on serving.
+        """
         version, path, digest = str(request["version"]), Path(str(request["path"])), str(request.get("digest") or "")
         if not version:
             raise HostError("INVALID_ARGUMENT", "load needs a version")
-        resident, like = self._runner.call(
-            lambda engine: (engine.weights.get(version), engine.weights.serving or next(iter(engine.weights), None))
-        ).result()
+        idle_seconds = 0.0 if request.get("urgent") else STAGED_IDLE_SECONDS
+
+        def room(engine: Engine) -> tuple[WeightSet | None, WeightSet | None]:
+            resident = engine.weights.get(version)
+            if resident is None:
+                dropped = engine.weights.make_room(self._most_resident, idle_seconds)
+                if dropped:
+                    log.warning("%s was staged and idle: dropped to make room for %s", dropped, version)
+            return resident, engine.weights.serving or next(iter(engine.weights), None)
+
+        resident, like = self._runner.call(room).result()
         if resident is not None and digest == resident.digest and not resident.retiring:
             return {"digest": resident.digest, "load_seconds": 0.0}
-        weights = load_checkpoint(path, version, digest, like=like, layout=self._layout)
-        width = weights.model.config.get_text_config().vocab_size
-        if width != self._vocabulary:
-            raise HostError(
-                "FAILED_PRECONDITION",
-                f"checkpoint {version} was refused: its vocabulary has {width} tokens, "
-                f"this replica's {self._vocabulary}",
-            )
-        self._runner.call(lambda engine: engine.add_weights(weights)).result()
+        _yield_to_steps()
+        window = self._runner.gaps.open()
+        try:
+            weights = load_checkpoint(path, version, digest, like=like, layout=self._layout)
+            width = weights.model.config.get_text_config().vocab_size
+            if width != self._vocabulary:
+                raise HostError(
+                    "FAILED_PRECONDITION",
+                    f"checkpoint {version} was refused: its vocabulary has {width} tokens, "
+                    f"this replica's {self._vocabulary}",
+                )
+            self._runner.call(lambda engine: engine.add_weights(weights)).result()
+        finally:
+            self._runner.gaps.close(window)
         log.info("weights loaded", extra={"model": self._name, "version": version, "digest": weights.digest})
-        return {"digest": weights.digest, "load_seconds": weights.load_seconds}
+        return {
+            "digest": weights.digest,
+            "load_seconds": weights.load_seconds,
+            "longest_step_gap_seconds": window.longest,
+            "median_step_gap_seconds": window.usual,
+        }
 
     def activate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Makes a resident version the serving one. Raises HostError NOT_FOUND."""
         version, mode = str(request["version"]), str(request.get("mode") or self._mode)
         if mode not in get_args(SwapMode):
             raise HostError("INVALID_ARGUMENT", f"mode is one of {', '.join(get_args(SwapMode))}, not {mode!r}")
-        previous, stall = self._runner.call(lambda engine: engine.activate(version, mode)).result()  # type: ignore[arg-type]
+        window = self._runner.gaps.open()
+
+        def switch(engine: Engine) -> tuple[str, float, bool]:
+            previous, stall = engine.activate(version, mode)  # type: ignore[arg-type]
+            window.close_after_next_step()
+            return previous, stall, bool(engine.running)
+
+        try:
+            previous, stall, stepping = self._runner.call(switch).result()
+            if stepping:
+                window.wait_closed(_NEXT_STEP_SECONDS)
+        finally:
+            self._runner.gaps.close(window)
         log.info(
             "weights activated",
             extra={"model": self._name, "version": version, "previous": previous, "mode": mode, "stall_seconds": stall},
         )
-        return {"previous": previous, "stall_seconds": stall}
+        return {
+            "previous": previous,
+            "stall_seconds": stall,
+            "longest_step_gap_seconds": window.longest,
+            "median_step_gap_seconds": window.usual,
+        }
 
     def unload(self, request: dict[str, Any]) -> dict[str, Any]:
         version = str(request["version"])
         self._runner.call(lambda engine: engine.weights.unload(version)).result()
         return {}
+
+
+def _yield_to_steps() -> None:
+    """Lowers the priority of the calling thread: on Linux it has one of its own."""
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def status_of(engine: Engine) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class WeightSet:
     digest: str  # SHA-256 over the tensors in memory, under the names of the safetensors files
     load_seconds: float = 0.0
     users: int = 0  # requests bound to it; the engine counts
+    idle_since: float = 0.0  # monotonic seconds; when the last of them ended
     retiring: bool = False  # dropped when the last user ends
 
     @property

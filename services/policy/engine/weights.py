@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from services.hosts.interface import HostError
@@ -28,9 +29,34 @@ class WeightStore:
                 f"{weights.version} is resident with digest {resident.digest}; unload it first",
             )
         if resident is None:
+            weights.idle_since = time.monotonic()
             self._sets[weights.version] = weights
         else:
             resident.retiring = False
+
+    def make_room(self, limit: int, idle_seconds: float) -> str:
+        """Where `limit` sets are resident, drops the staged one that was idle longest; returns its version, else "".
+
+        A killed trainer or gate leaves what it staged, and nobody else unloads it. What a request was bound to within
+        `idle_seconds` stays: its next request may be under way. Raises HostError RESOURCE_EXHAUSTED when all are needed.
+        """
+        if len(self._sets) < limit:
+            return ""
+        latest = time.monotonic() - idle_seconds
+        idle = [w for w in self if w is not self.serving and not w.users and w.idle_since <= latest]
+        if not idle:
+            staged = [w.version for w in self if w is not self.serving and not w.retiring]
+            way_out = (
+                f"unload {' or '.join(staged)}" if staged else "wait until the requests on the old ones have ended"
+            )
+            raise HostError(
+                "RESOURCE_EXHAUSTED",
+                f"{len(self._sets)} versions are resident ({', '.join(self._sets)}), the most allowed "
+                f"(ANYLOOP_ENGINE_RESIDENT_VERSIONS): {way_out}, then try again",
+            )
+        dropped = min(idle, key=lambda w: w.idle_since)
+        self._retire(dropped)
+        return dropped.version
 
     def activate(self, version: str) -> WeightSet | None:
         """Moves the serving pointer; the previous set leaves when its last request ends. Returns the previous set."""
@@ -55,6 +81,7 @@ class WeightStore:
 
     def release(self, weights: WeightSet) -> None:
         weights.users -= 1
+        weights.idle_since = time.monotonic()
         if weights.retiring:
             self._retire(weights)
 
@@ -66,5 +93,5 @@ class WeightStore:
 
     def _retire(self, weights: WeightSet) -> None:
         weights.retiring = True
-        if weights.users == 0:
-            self._sets.pop(weights.version, None)
+        if weights.users == 0 and self._sets.get(weights.version) is weights:
+            del self._sets[weights.version]

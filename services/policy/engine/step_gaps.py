@@ -1,0 +1,63 @@
+"""How evenly decode steps follow each other: what a load or a switch of weights costs the streams that run."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from statistics import median
+
+_REMEMBERED = 256  # gaps that "usual" is the median of
+
+
+class GapWindow:
+    """The gaps between two moments. `longest` is in seconds; 0 while no two steps followed each other."""
+
+    def __init__(self, usual: float) -> None:
+        self.usual = usual  # the median gap before the window, in seconds
+        self.longest = 0.0
+        self._last_step = False
+        self._closed = threading.Event()
+
+    def close_after_next_step(self) -> None:
+        """Call it on the engine's thread: the step that follows is the last one that counts."""
+        self._last_step = True
+
+    def wait_closed(self, timeout: float) -> None:
+        self._closed.wait(timeout)
+
+    def add(self, gap: float) -> bool:
+        """False when the window is closed."""
+        self.longest = max(self.longest, gap)
+        if self._last_step:
+            self._closed.set()
+        return not self._last_step
+
+
+class StepGaps:
+    """Fed by the engine's thread after every step, read through windows by others. Times are of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._windows: list[GapWindow] = []
+        self._lock = threading.Lock()
+
+    def step(self, now: float, goes_on: bool) -> None:
+        """A step ended at `now`. `goes_on`: another follows at once; otherwise what comes next is no gap but a rest."""
+        if self._last is not None:
+            gap = now - self._last
+            with self._lock:
+                self._recent.append(gap)
+                self._windows = [window for window in self._windows if window.add(gap)]
+        self._last = now if goes_on else None
+
+    def open(self) -> GapWindow:
+        with self._lock:
+            window = GapWindow(median(self._recent) if self._recent else 0.0)
+            self._windows.append(window)
+        return window
+
+    def close(self, window: GapWindow) -> None:
+        with self._lock:
+            if window in self._windows:
+                self._windows.remove(window)
