@@ -18,7 +18,7 @@ from services.hosts.interface import HostError
 from services.policy.engine.answer_masks import FREE_ROW, MaskTable
 from services.policy.engine.checkpoint import WeightSet
 from services.policy.engine.request import Request
-from services.policy.engine.sampler import sample
+from services.policy.engine.sampler import TopLogprobs, sample
 from services.policy.engine.slot_cache import SlotCache
 from services.policy.engine.weights import WeightStore
 
@@ -206,13 +206,13 @@ class Engine:
         if self._masks is not None:
             rows = [r.answer.row(r.remaining) if r.answer is not None else FREE_ROW for r in group]
             logits = logits + self._masks.rows[rows]
-        tokens, logprobs = sample(logits, group)
-        advanced = [self._advance(*one, weights.version) for one in zip(group, tokens, logprobs, strict=True)]
+        draws = sample(logits, group)
+        advanced = [self._advance(*one, weights.version) for one in zip(group, *draws, strict=True)]
         return [End(request, finished) for request, finished in zip(group, advanced, strict=True) if finished]
 
-    def _advance(self, request: Request, token: int, logprob: float, version: str) -> str:
+    def _advance(self, request: Request, token: int, logprob: float, top: TopLogprobs | None, version: str) -> str:
         """Adds a token to the answer; says how it ended the answer, or ""."""
-        request.append(token, logprob, version)
+        request.append(token, logprob, version, top)
         if request.answer is not None:
             request.answer.advance(token)
         if token == self._end or (request.stop is not None and request.stop.feed(token)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from services.hosts.interface import HostError
@@ -12,31 +14,62 @@ from services.policy.engine.stop_strings import StopStrings
 if TYPE_CHECKING:
     from services.policy.engine.answer_masks import AnswerState
     from services.policy.engine.checkpoint import WeightSet
+    from services.policy.engine.penalties import TokenCounts
+
+
+MAX_BIASED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 filter nothing."""
+    """How tokens are drawn. Temperature 0 is greedy; every other default changes nothing.
+
+    Raises HostError INVALID_ARGUMENT, which names the value and the range, on construction.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0  # the least probability, as a part of the likeliest token's
+    repetition_penalty: float = 1.0  # over prompt and output; bounded so that no logit overflows
+    presence_penalty: float = 0.0  # over the output
+    frequency_penalty: float = 0.0  # over the output, once for each time
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int = 0  # how many alternatives are reported with each token
     seed: int = 0
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise HostError("INVALID_ARGUMENT", f"temperature must be in [0, 100], not {self.temperature}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise HostError("INVALID_ARGUMENT", f"top_p must be in (0, 1], not {self.top_p}")
-        if self.top_k < 0:
-            raise HostError("INVALID_ARGUMENT", f"top_k must be 0 (off) or more, not {self.top_k}")
-        if self.max_tokens < 1:
-            raise HostError("INVALID_ARGUMENT", f"max_tokens must be at least 1, not {self.max_tokens}")
+        _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "in [0, 100]")
+        _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
+        _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]")
+        _check("repetition_penalty", self.repetition_penalty, 0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]")
+        _check("presence_penalty", self.presence_penalty, -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]")
+        _check("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]")
+        _check("top_logprobs", self.top_logprobs, 0 <= self.top_logprobs <= 20, "in [0, 20]")
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        entries = len(self.logit_bias)
+        _check(
+            "the number of logit_bias entries", entries, entries <= MAX_BIASED_TOKENS, f"at most {MAX_BIASED_TOKENS}"
+        )
+        for token, bias in self.logit_bias.items():
+            _check("a token id of logit_bias", token, token >= 0, "0 or more")
+            _check(f"logit_bias[{token}]", bias, -100.0 <= bias <= 100.0, "in [-100, 100]")
 
-    @property
-    def filtered(self) -> bool:
-        return self.top_p < 1.0 or self.top_k > 0
+    @cached_property
+    def penalised(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @cached_property
+    def adjusted(self) -> bool:
+        """Whether the logits are changed before anything is drawn from them."""
+        return self.penalised or bool(self.logit_bias)
+
+
+def _check(name: str, value: float, within: bool, bounds: str) -> None:
+    if not within:  # NaN is within nothing
+        raise HostError("INVALID_ARGUMENT", f"{name} must be {bounds}, not {value}")
 
 
 @dataclass(eq=False)
@@ -60,6 +93,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)  # one for each token of `output`, never fewer
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # only where asked for
     spans: list[tuple[str, int, int]] = field(default_factory=list)  # (version, begin, end) of output tokens
+    counts: TokenCounts | None = None  # made by the sampler for requests with penalties
     rng: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +113,11 @@ class Request:
         """Where `last_token` stands in the sequence: the place the next decode step writes to."""
         return len(self.prompt) + len(self.output) - 1
 
-    def append(self, token: int, logprob: float, version: str) -> None:
+    def append(self, token: int, logprob: float, version: str, top: list[tuple[int, float]] | None = None) -> None:
+        """Adds a token. `top`: the alternatives at its place, for a request that asked for them."""
         at = len(self.output)
+        if top is not None:
+            self.top_logprobs.append(top)
         self.logprobs.append(logprob)  # before the token: who sees a token finds all that belongs to it
         if self.spans and self.spans[-1][0] == version:
             self.spans[-1] = (version, self.spans[-1][1], at + 1)

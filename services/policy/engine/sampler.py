@@ -1,69 +1,176 @@
 """Draws the next token of every row.
 
-Every draw is the inverse of a cumulative distribution at one uniform number of the request's own generator, so a seed
-gives the same answer whatever else is in the batch.
+Order of operations, that of transformers' and vLLM's processors: penalties and bias (penalties.py), then temperature,
+top-k, top-p, min-p. A grammar mask is in the logits before any of it, as -inf, which nothing here lifts.
+
+Every draw is the inverse of a cumulative distribution, in the order of the vocabulary, at a uniform number of the
+request's own generator: a seed gives the same answer whatever else is in the batch, and tokens of equal probability
+are kept or left out together.
+
+Top-p needs no sorting. A token is in the nucleus if and only if the tokens likelier than it hold less than top_p: so a
+token is drawn from all, and the few draws outside are repeated among what is likelier than them. What comes out is
+distributed as a draw from the nucleus (rejection sampling; FlashInfer samples so too).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
+from services.policy.engine.penalties import adjust
 from services.policy.engine.request import Request
 
-_HEAD = 64  # most top-p sets lie within this many tokens; rows that need more are sorted whole
+_BLOCK = 64  # a draw looks for its block first, then inside the block
+_HEAD = 128  # the k-th largest of a row comes from topk up to here, from a selection beyond
+
+TopLogprobs = list[tuple[int, float]]  # (token, log-probability), likeliest first
 
 
-def sample(logits: torch.Tensor, requests: list[Request]) -> tuple[list[int], list[float]]:
-    """`[batch, vocabulary]` masked float32 logits to one token per row and its log-probability.
+class Draws(NamedTuple):
+    """One token per row. A row has alternatives in `top` only if its request asked for them."""
 
-    The log-probability is that of the whole distribution at temperature 1, whatever the sampling parameters.
+    tokens: list[int]
+    logprobs: list[float]
+    top: list[TopLogprobs | None]
+
+
+def sample(logits: torch.Tensor, requests: Sequence[Request]) -> Draws:
+    """`[batch, vocabulary]` masked float32 logits to one token per row, with its log-probability.
+
+    Log-probabilities are those of the model under the grammar mask, at temperature 1 and without penalties and bias:
+    what a trainer's ratio between two policies needs, whatever the sampling parameters were.
     """
-    tokens = logits.argmax(-1)
-    plain = [row for row, r in enumerate(requests) if r.sampling.temperature > 0 and not r.sampling.filtered]
-    filtered = [row for row, r in enumerate(requests) if r.sampling.temperature > 0 and r.sampling.filtered]
-    if plain:
-        _draw_plain(logits, requests, plain, tokens)
-    if filtered:
-        _draw_filtered(logits, requests, filtered, tokens)
-    chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens.tolist(), chosen.tolist()
+    probabilities = logits.softmax(-1)
+    # The largest logit less its log-probability: the logarithm of the sum of the exponentials.
+    normaliser = logits.amax(-1) - probabilities.amax(-1).log()
+    asked = _asked(logits, requests)
+    drawn = [row for row, r in enumerate(requests) if r.sampling.temperature > 0]
+    if len(drawn) == len(requests):
+        tokens = _draw(_weights(asked, probabilities if asked is logits else None, requests), requests)
+    else:
+        tokens = _argmax(asked)
+        if drawn:
+            some = [requests[row] for row in drawn]
+            known = probabilities[drawn] if asked is logits else None
+            tokens[drawn] = _draw(_weights(asked[drawn], known, some), some)
+    logprobs = logits.gather(1, tokens[:, None])[:, 0] - normaliser
+    return Draws(tokens.tolist(), logprobs.tolist(), _alternatives(logits, normaliser, requests))
 
 
-def _probabilities(logits: torch.Tensor, requests: list[Request], rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 probabilities at each row's temperature, and one uniform number per row, `[rows, 1]`."""
-    temperature = torch.tensor([[requests[row].sampling.temperature] for row in rows])
-    picked = logits if len(rows) == len(requests) else logits[rows]
+def _asked(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """The logits with penalties and bias; the very same tensor when no row has any."""
+    rows = [row for row, r in enumerate(requests) if r.sampling.adjusted]
+    if not rows:
+        return logits
+    asked = logits.clone()
+    adjust(asked, rows, requests)
+    return asked
+
+
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    """On the CPU numpy's takes a tenth of the time of torch's, which is no vector code."""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+
+
+def _weights(logits: torch.Tensor, probabilities: torch.Tensor | None, requests: Sequence[Request]) -> torch.Tensor:
+    """Probabilities at each row's temperature; `probabilities` are those at temperature 1 where they are known."""
+    temperatures = [r.sampling.temperature for r in requests]
+    if probabilities is not None and all(temperature == 1.0 for temperature in temperatures):
+        return probabilities
     # The largest logit becomes 0 before the division, or a tiny temperature overflows.
-    probabilities = ((picked - picked.amax(-1, keepdim=True)) / temperature).softmax(-1).double()
-    return probabilities, torch.tensor([[requests[row].rng.random()] for row in rows], dtype=torch.float64)
+    return (logits - logits.amax(-1, keepdim=True)).div_(_column(temperatures, logits)).softmax(-1)
 
 
-def _draw_plain(logits: torch.Tensor, requests: list[Request], rows: list[int], tokens: torch.Tensor) -> None:
-    probabilities, uniform = _probabilities(logits, requests, rows)
-    cumulative = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-    # Rounding may point behind the last token: the likeliest one, already in `tokens`, stands in.
-    _place(tokens, rows, drawn, drawn < logits.shape[-1])
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
-def _draw_filtered(logits: torch.Tensor, requests: list[Request], rows: list[int], tokens: torch.Tensor) -> None:
-    probabilities, uniform = _probabilities(logits, requests, rows)
-    vocabulary = logits.shape[-1]
-    top_p = torch.tensor([[requests[row].sampling.top_p] for row in rows], dtype=torch.float64)
-    top_k = torch.tensor([[requests[row].sampling.top_k or vocabulary] for row in rows])
-    head = min(vocabulary, _HEAD)
-    values, order = probabilities.topk(head)
-    if head < vocabulary and bool(((values.sum(-1, keepdim=True) < top_p) & (top_k > head)).any()):
-        values, order = probabilities.sort(dim=-1, descending=True)
-    cumulative = values.cumsum(-1)
-    # A token stays while the mass before it is below top_p, so the one that crosses the line is in.
-    kept = ((cumulative - values) < top_p) & (torch.arange(values.shape[-1]) < top_k)
-    kept[:, 0] = True
-    last = kept.sum(-1, keepdim=True) - 1
-    drawn = torch.searchsorted(cumulative, uniform * cumulative.gather(1, last), right=True)
-    _place(tokens, rows, order.gather(1, torch.minimum(drawn, last))[:, 0], None)
+def _draw(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """One token per row, in proportion to those of the `[rows, vocabulary]` weights that its filters keep."""
+    spare = -weights.shape[1] % _BLOCK
+    if spare:
+        weights = torch.nn.functional.pad(weights, (0, spare))
+    if any(r.sampling.top_k for r in requests):
+        weights = _keep_top_k(weights, requests)
+    share = [r.sampling.top_p for r in requests]
+    nucleus = any(top_p < 1.0 for top_p in share)
+    if nucleus:  # before min-p takes its part: top_p is a share of what top-k left
+        limit = weights.sum(-1, keepdim=True) * _column([p if p < 1.0 else float("inf") for p in share], weights)
+    if any(r.sampling.min_p for r in requests):
+        least = weights.amax(-1, keepdim=True) * _column([r.sampling.min_p for r in requests], weights)
+        weights = weights.masked_fill(weights < least, 0.0)
+    tokens = _invert(weights, requests)
+    if nucleus:
+        _repeat_outside(tokens, weights, limit, requests)
+    return tokens
 
 
-def _place(tokens: torch.Tensor, rows: list[int], drawn: torch.Tensor, valid: torch.Tensor | None) -> None:
-    index = torch.tensor(rows)
-    tokens[index] = drawn if valid is None else torch.where(valid, drawn, tokens[index])
+def _keep_top_k(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    width = weights.shape[1]
+    ks = [min(r.sampling.top_k or width, width) for r in requests]
+    least = torch.zeros(len(ks), 1, dtype=weights.dtype, device=weights.device)
+    head = [row for row, k in enumerate(ks) if k <= _HEAD]
+    if head:
+        picked = weights if len(head) == len(ks) else weights[head]
+        index = torch.tensor([[ks[row] - 1] for row in head], device=weights.device)
+        least[head] = picked.topk(min(_HEAD, max(ks[row] for row in head))).values.gather(1, index)
+    for row, k in enumerate(ks):
+        if _HEAD < k < width:
+            least[row] = weights[row].kthvalue(width - k + 1).values
+    return weights.masked_fill(weights < least, 0.0)
+
+
+def _repeat_outside(
+    tokens: torch.Tensor, weights: torch.Tensor, limit: torch.Tensor, requests: Sequence[Request]
+) -> None:
+    """Repeats, in place, the draws outside the nucleus: those with `limit` or more likelier than them."""
+    rows = torch.arange(len(requests), device=tokens.device)
+    drawn = tokens
+    while True:
+        weight = weights.gather(1, drawn[:, None])
+        likelier = (weights - weight).relu_().sign_().mul_(weights)
+        outside = (likelier.sum(-1, keepdim=True) >= limit)[:, 0].nonzero()[:, 0]
+        if not len(outside):
+            return
+        rows, limit, weights = rows[outside], limit[outside], likelier[outside]
+        drawn = _invert(weights, [requests[row] for row in rows.tolist()])
+        tokens[rows] = drawn
+
+
+def _invert(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """The tokens at which the running sums of `[rows, blocks * _BLOCK]` weights pass a uniform share of the whole."""
+    uniform = torch.tensor([[r.rng.random()] for r in requests], dtype=torch.float64, device=weights.device)
+    rows = torch.arange(len(requests), device=weights.device)
+    blocks = weights.view(len(requests), -1, _BLOCK)
+    block, rest = _find(blocks.sum(-1), uniform)
+    inside, _ = _find(blocks[rows, block], rest)
+    return block * _BLOCK + inside
+
+
+def _find(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the running sum passes `share` `[rows, 1]` of the whole, and how far into that entry, as a share of it."""
+    running = weights.double().cumsum(-1)
+    target = share * running[:, -1:]
+    # Rounding may put the target at the very end: the heaviest entry stands in, which is never an empty one.
+    at = torch.searchsorted(running, target, right=True)
+    at = torch.where(at < weights.shape[1], at, weights.argmax(-1, keepdim=True))
+    weight = weights.gather(1, at).double()
+    rest = (target - running.gather(1, at) + weight) / weight
+    return at[:, 0], rest.clamp_(0.0, 1.0)
+
+
+def _alternatives(
+    logits: torch.Tensor, normaliser: torch.Tensor, requests: Sequence[Request]
+) -> list[TopLogprobs | None]:
+    top: list[TopLogprobs | None] = [None] * len(requests)
+    rows = [row for row, r in enumerate(requests) if r.sampling.top_logprobs]
+    if rows:
+        most = min(max(requests[row].sampling.top_logprobs for row in rows), logits.shape[1])
+        values, tokens = logits[rows].topk(most)
+        found = zip(tokens.tolist(), (values - normaliser[rows][:, None]).tolist(), strict=True)
+        for row, (ids, logprobs) in zip(rows, found, strict=True):
+            pairs = list(zip(ids, logprobs, strict=True))[: requests[row].sampling.top_logprobs]
+            top[row] = [pair for pair in pairs if pair[1] != float("-inf")]  # what the grammar forbids is no choice
+    return top

@@ -17,7 +17,7 @@ LOGITS = torch.tensor([0.25, 0.1, 0.5, 0.15]).log()
 
 def _draws(count: int = 2000, **sampling: float) -> Counter[int]:
     requests = [Request("r", [0], Sampling(**{"seed": seed, **sampling})) for seed in range(count)]  # type: ignore[arg-type]
-    tokens, _ = sample(LOGITS.expand(count, -1), requests)
+    tokens, *_ = sample(LOGITS.expand(count, -1), requests)
     return Counter(tokens)
 
 
@@ -59,7 +59,7 @@ def test_masked_tokens_are_never_drawn_and_do_not_count_in_the_logprob() -> None
     masked = LOGITS.clone()
     masked[2] = float("-inf")
     for options in ({}, {"top_p": 0.9}, {"temperature": 0.0}):
-        tokens, logprobs = sample(masked.expand(200, -1), [_request(seed, **options) for seed in range(200)])
+        tokens, logprobs, _ = sample(masked.expand(200, -1), [_request(seed, **options) for seed in range(200)])
         assert 2 not in tokens
         expected = {0: math.log(0.5), 1: math.log(0.2), 3: math.log(0.3)}
         assert logprobs == pytest.approx([expected[token] for token in tokens], abs=1e-5)
