@@ -1,6 +1,7 @@
 """What can go wrong at the edge, with a status for both transports and a sentence that says what to do."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ class GatewayError(Exception):
     def headers(self) -> dict[str, str]:
         headers = {}
         if self.http_status in (429, 503):  # Retry-After counts whole seconds, at least one
-            headers["Retry-After"] = str(max(1, round(self.retry_after_s or 1)))
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s or 1)))
         if self.http_status in (408, 413):  # what is left of the body is not read
             headers["Connection"] = "close"
         if self.http_status == 401:
@@ -80,7 +81,7 @@ class GatewayError(Exception):
         if self.status not in (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE):
             return ()
         delay = max(0.0, self.retry_after_s or 1.0)
-        return ((PUSHBACK, str(round(delay * 1000))), ("retry-after", str(max(1, round(delay)))))
+        return ((PUSHBACK, str(round(delay * 1000))), ("retry-after", str(max(1, math.ceil(delay)))))
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> GatewayError:

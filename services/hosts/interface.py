@@ -15,21 +15,30 @@ RETRIABLE_CODES = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"})
 
 
 class HostError(Exception):
-    """A model refused or failed a request. `code` is the name of a gRPC status code; `message` says what to do."""
+    """A model refused or failed a request. `code` is the name of a gRPC status code; `message` says what to do, and
+    `retry_after_s` when it may succeed, where the model could tell."""
 
-    def __init__(self, code: str, message: str, retriable: bool | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, retriable: bool | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retriable = code in RETRIABLE_CODES if retriable is None else retriable
+        self.retry_after_s = retry_after_s
 
     @classmethod
     def from_payload(cls, error: dict[str, Any]) -> HostError:
         """The `error` object of a program's answer."""
-        return cls(str(error.get("code", "INTERNAL")), str(error.get("message", "the model gave no reason")))
+        code, message = str(error.get("code", "INTERNAL")), str(error.get("message", "the model gave no reason"))
+        delay = error.get("retry_after_s")
+        return cls(code, message, retry_after_s=None if delay is None else float(delay))
 
     def to_payload(self) -> dict[str, Any]:
-        return {"error": {"code": self.code, "message": self.message}}
+        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self.retry_after_s
+        return {"error": error}
 
 
 class ModelHost(Protocol):

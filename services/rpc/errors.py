@@ -47,7 +47,8 @@ def as_rpc_error(error: Exception) -> RpcError:
     if isinstance(error, RpcError):
         return error
     if isinstance(error, HostError):
-        return RpcError(_CODES.get(error.code, grpc.StatusCode.INTERNAL), error.message)
+        delay = RETRY_AFTER_MS if error.retry_after_s is None else round(1000 * error.retry_after_s)
+        return RpcError(_CODES.get(error.code, grpc.StatusCode.INTERNAL), error.message, delay)
     if isinstance(error, MediaNotFound):
         return RpcError(grpc.StatusCode.NOT_FOUND, f"{error}; upload it first")
     if isinstance(error, MediaError | LayoutError):

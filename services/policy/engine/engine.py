@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from services.hosts.interface import HostError
+from services.policy.engine.admission import FairQueue
 from services.policy.engine.answer_masks import FREE_ROW, MaskTable
 from services.policy.engine.checkpoint import WeightSet
 from services.policy.engine.request import Request
@@ -49,13 +49,12 @@ class Engine:
         """`max_tokens` bounds prompt plus answer. `end_token` closes an answer; None: only max_tokens does."""
         self._slots = slots
         self.max_tokens = max_tokens
-        self._queue = queue
         self._masks = masks
         self._end = end_token
         self.weights = WeightStore()
         self._cache: SlotCache | None = None
         self.running: list[Request] = []  # index = slot
-        self.waiting: deque[Request] = deque()
+        self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -70,13 +69,15 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens and an answer of {request.sampling.max_tokens} exceed "
                 f"{self.max_tokens} tokens (ANYLOOP_ENGINE_MAX_TOKENS): shorten the conversation",
             )
-        if len(self.waiting) >= self._queue:
-            raise HostError("RESOURCE_EXHAUSTED", f"{self._queue} requests are waiting already; retry in a second")
         if request.pin:
             request.weights = self.weights.acquire(request.pin)
         elif self.weights.serving is None:
             raise HostError("UNAVAILABLE", "no weights are active yet")
-        self.waiting.append(request)
+        try:
+            self.waiting.push(request)
+        except HostError:
+            self._finish(request)
+            raise
 
     def cancel(self, request: Request) -> None:
         """Ends a request before the next decode step; one that has ended already is left alone."""
@@ -164,7 +165,7 @@ class Engine:
     def _admit(self) -> None:
         admitted: list[Request] = []
         while self.waiting and len(self.running) < self._slots:
-            request = self.waiting.popleft()
+            request = self.waiting.pop()
             if request.weights is None:
                 assert self.weights.serving is not None
                 request.weights = self.weights.acquire(self.weights.serving.version)
