@@ -26,7 +26,7 @@ from protos.anyloop.v1 import scoring_pb2 as protos_dot_anyloop_dot_v1_dot_scori
 from protos.anyloop.v1 import types_pb2 as protos_dot_anyloop_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/anyloop/v1/policy.proto\x12\nanyloop.v1\x1a\x1fprotos/anyloop/v1/scoring.proto\x1a\x1dprotos/anyloop/v1/types.proto\"\x98\x03\n\x0fGenerateRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.anyloop.v1.Message\x12(\n\nmodalities\x18\x04 \x03(\x0e\x32\x14.anyloop.v1.Modality\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12\x16\n\x0epolicy_version\x18\x06 \x01(\t\x12\x11\n\tprincipal\x18\x07 \x01(\t\x12\x10\n\x08unlogged\x18\x08 \x01(\x08\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x13\n\x0btokens_only\x18\n \x01(\x08\x12;\n\x08metadata\x18\x0b \x03(\x0b\x32).anyloop.v1.GenerateRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xec\x05\n\x10GenerateResponse\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.anyloop.v1.GenerateResponse.StartedH\x00\x12\x36\n\x04text\x18\x02 \x01(\x0b\x32&.anyloop.v1.GenerateResponse.TextDeltaH\x00\x12\x37\n\x05media\x18\x03 \x01(\x0b\x32&.anyloop.v1.GenerateResponse.MediaPartH\x00\x12\x39\n\x08\x66inished\x18\x04 \x01(\x0b\x32%.anyloop.v1.GenerateResponse.FinishedH\x00\x1aM\n\x07Started\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x1a>\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x1aX\n\tMediaPart\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.anyloop.v1.MediaRef\x12&\n\x08modality\x18\x02 \x01(\x0e\x32\x14.anyloop.v1.Modality\x1a\x80\x02\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.anyloop.v1.Usage\x12.\n\rversion_spans\x18\x03 \x03(\x0b\x32\x17.anyloop.v1.VersionSpan\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\x05\x12\x18\n\x10output_token_ids\x18\x05 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x06 \x03(\x02\x12$\n\x07message\x18\x07 \x01(\x0b\x32\x13.anyloop.v1.MessageB\x07\n\x05\x65vent2\x96\x01\n\rPolicyService\x12G\n\x08Generate\x12\x1b.anyloop.v1.GenerateRequest\x1a\x1c.anyloop.v1.GenerateResponse0\x01\x12<\n\x05Score\x12\x18.anyloop.v1.ScoreRequest\x1a\x19.anyloop.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/anyloop/v1/policy.proto\x12\nanyloop.v1\x1a\x1fprotos/anyloop/v1/scoring.proto\x1a\x1dprotos/anyloop/v1/types.proto\"\x98\x03\n\x0fGenerateRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.anyloop.v1.Message\x12(\n\nmodalities\x18\x04 \x03(\x0e\x32\x14.anyloop.v1.Modality\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12\x16\n\x0epolicy_version\x18\x06 \x01(\t\x12\x11\n\tprincipal\x18\x07 \x01(\t\x12\x10\n\x08unlogged\x18\x08 \x01(\x08\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x13\n\x0btokens_only\x18\n \x01(\x08\x12;\n\x08metadata\x18\x0b \x03(\x0b\x32).anyloop.v1.GenerateRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xca\x06\n\x10GenerateResponse\x12\x37\n\x07started\x18\x01 \x01(\x0b\x32$.anyloop.v1.GenerateResponse.StartedH\x00\x12\x36\n\x04text\x18\x02 \x01(\x0b\x32&.anyloop.v1.GenerateResponse.TextDeltaH\x00\x12\x37\n\x05media\x18\x03 \x01(\x0b\x32&.anyloop.v1.GenerateResponse.MediaPartH\x00\x12\x39\n\x08\x66inished\x18\x04 \x01(\x0b\x32%.anyloop.v1.GenerateResponse.FinishedH\x00\x1aM\n\x07Started\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x1am\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12-\n\x0ctop_logprobs\x18\x04 \x03(\x0b\x32\x17.anyloop.v1.TopLogprobs\x1aX\n\tMediaPart\x12#\n\x05media\x18\x01 \x01(\x0b\x32\x14.anyloop.v1.MediaRef\x12&\n\x08modality\x18\x02 \x01(\x0e\x32\x14.anyloop.v1.Modality\x1a\xaf\x02\n\x08\x46inished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.anyloop.v1.Usage\x12.\n\rversion_spans\x18\x03 \x03(\x0b\x32\x17.anyloop.v1.VersionSpan\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\x05\x12\x18\n\x10output_token_ids\x18\x05 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x06 \x03(\x02\x12$\n\x07message\x18\x07 \x01(\x0b\x32\x13.anyloop.v1.Message\x12-\n\x0ctop_logprobs\x18\x08 \x03(\x0b\x32\x17.anyloop.v1.TopLogprobsB\x07\n\x05\x65vent2\x96\x01\n\rPolicyService\x12G\n\x08Generate\x12\x1b.anyloop.v1.GenerateRequest\x1a\x1c.anyloop.v1.GenerateResponse0\x01\x12<\n\x05Score\x12\x18.anyloop.v1.ScoreRequest\x1a\x19.anyloop.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,15 +40,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST_METADATAENTRY']._serialized_start=472
   _globals['_GENERATEREQUEST_METADATAENTRY']._serialized_end=519
   _globals['_GENERATERESPONSE']._serialized_start=522
-  _globals['_GENERATERESPONSE']._serialized_end=1270
+  _globals['_GENERATERESPONSE']._serialized_end=1364
   _globals['_GENERATERESPONSE_STARTED']._serialized_start=771
   _globals['_GENERATERESPONSE_STARTED']._serialized_end=848
   _globals['_GENERATERESPONSE_TEXTDELTA']._serialized_start=850
-  _globals['_GENERATERESPONSE_TEXTDELTA']._serialized_end=912
-  _globals['_GENERATERESPONSE_MEDIAPART']._serialized_start=914
-  _globals['_GENERATERESPONSE_MEDIAPART']._serialized_end=1002
-  _globals['_GENERATERESPONSE_FINISHED']._serialized_start=1005
-  _globals['_GENERATERESPONSE_FINISHED']._serialized_end=1261
-  _globals['_POLICYSERVICE']._serialized_start=1273
-  _globals['_POLICYSERVICE']._serialized_end=1423
+  _globals['_GENERATERESPONSE_TEXTDELTA']._serialized_end=959
+  _globals['_GENERATERESPONSE_MEDIAPART']._serialized_start=961
+  _globals['_GENERATERESPONSE_MEDIAPART']._serialized_end=1049
+  _globals['_GENERATERESPONSE_FINISHED']._serialized_start=1052
+  _globals['_GENERATERESPONSE_FINISHED']._serialized_end=1355
+  _globals['_POLICYSERVICE']._serialized_start=1367
+  _globals['_POLICYSERVICE']._serialized_end=1517
 # @@protoc_insertion_point(module_scope)

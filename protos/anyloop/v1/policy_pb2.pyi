@@ -53,14 +53,16 @@ class GenerateResponse(_message.Message):
         prompt_tokens: int
         def __init__(self, response_id: _Optional[str] = ..., policy_version: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
     class TextDelta(_message.Message):
-        __slots__ = ("text", "token_ids", "logprobs")
+        __slots__ = ("text", "token_ids", "logprobs", "top_logprobs")
         TEXT_FIELD_NUMBER: _ClassVar[int]
         TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
         LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+        TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
         text: str
         token_ids: _containers.RepeatedScalarFieldContainer[int]
         logprobs: _containers.RepeatedScalarFieldContainer[float]
-        def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+        top_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]
+        def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[_Iterable[_Union[_types_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
     class MediaPart(_message.Message):
         __slots__ = ("media", "modality")
         MEDIA_FIELD_NUMBER: _ClassVar[int]
@@ -69,7 +71,7 @@ class GenerateResponse(_message.Message):
         modality: _types_pb2.Modality
         def __init__(self, media: _Optional[_Union[_types_pb2.MediaRef, _Mapping]] = ..., modality: _Optional[_Union[_types_pb2.Modality, str]] = ...) -> None: ...
     class Finished(_message.Message):
-        __slots__ = ("finish_reason", "usage", "version_spans", "prompt_token_ids", "output_token_ids", "output_logprobs", "message")
+        __slots__ = ("finish_reason", "usage", "version_spans", "prompt_token_ids", "output_token_ids", "output_logprobs", "message", "top_logprobs")
         FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
         USAGE_FIELD_NUMBER: _ClassVar[int]
         VERSION_SPANS_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +79,7 @@ class GenerateResponse(_message.Message):
         OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
         OUTPUT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
         MESSAGE_FIELD_NUMBER: _ClassVar[int]
+        TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
         finish_reason: _types_pb2.FinishReason
         usage: _types_pb2.Usage
         version_spans: _containers.RepeatedCompositeFieldContainer[_types_pb2.VersionSpan]
@@ -84,7 +87,8 @@ class GenerateResponse(_message.Message):
         output_token_ids: _containers.RepeatedScalarFieldContainer[int]
         output_logprobs: _containers.RepeatedScalarFieldContainer[float]
         message: _types_pb2.Message
-        def __init__(self, finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., version_spans: _Optional[_Iterable[_Union[_types_pb2.VersionSpan, _Mapping]]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., output_logprobs: _Optional[_Iterable[float]] = ..., message: _Optional[_Union[_types_pb2.Message, _Mapping]] = ...) -> None: ...
+        top_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]
+        def __init__(self, finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., version_spans: _Optional[_Iterable[_Union[_types_pb2.VersionSpan, _Mapping]]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., output_logprobs: _Optional[_Iterable[float]] = ..., message: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., top_logprobs: _Optional[_Iterable[_Union[_types_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]

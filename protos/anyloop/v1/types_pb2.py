@@ -24,19 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/anyloop/v1/types.proto\x12\nanyloop.v1\"i\n\x08MediaRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x11\n\tmime_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12&\n\x08modality\x18\x04 \x01(\x0e\x32\x14.anyloop.v1.Modality\".\n\x0bInlineMedia\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"}\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.anyloop.v1.MediaRefH\x00\x12/\n\x0cinline_media\x18\x03 \x01(\x0b\x32\x17.anyloop.v1.InlineMediaH\x00\x42\x06\n\x04part\"Q\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.anyloop.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.anyloop.v1.ContentPart\"\xc8\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_max_tokens\":\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05*s\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03\x12\x12\n\x0eMODALITY_VIDEO\x10\x04*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/anyloop/v1/types.proto\x12\nanyloop.v1\"i\n\x08MediaRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x11\n\tmime_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12&\n\x08modality\x18\x04 \x01(\x0e\x32\x14.anyloop.v1.Modality\".\n\x0bInlineMedia\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"}\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05media\x18\x02 \x01(\x0b\x32\x14.anyloop.v1.MediaRefH\x00\x12/\n\x0cinline_media\x18\x03 \x01(\x0b\x32\x17.anyloop.v1.InlineMediaH\x00\x42\x06\n\x04part\"Q\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.anyloop.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.anyloop.v1.ContentPart\"\xa5\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\x05min_p\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x08\x88\x01\x01\x12=\n\nlogit_bias\x18\x0b \x03(\x0b\x32).anyloop.v1.SamplingParams.LogitBiasEntry\x12\x19\n\x0ctop_logprobs\x18\x0c \x01(\x05H\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_top_logprobs\"2\n\x0bTopLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\":\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05*s\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03\x12\x12\n\x0eMODALITY_VIDEO\x10\x04*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.anyloop.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODALITY']._serialized_start=732
-  _globals['_MODALITY']._serialized_end=847
-  _globals['_ROLE']._serialized_start=849
-  _globals['_ROLE']._serialized_end=929
-  _globals['_FINISHREASON']._serialized_start=931
-  _globals['_FINISHREASON']._serialized_end=1055
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_MODALITY']._serialized_start=1133
+  _globals['_MODALITY']._serialized_end=1248
+  _globals['_ROLE']._serialized_start=1250
+  _globals['_ROLE']._serialized_end=1330
+  _globals['_FINISHREASON']._serialized_start=1332
+  _globals['_FINISHREASON']._serialized_end=1456
   _globals['_MEDIAREF']._serialized_start=45
   _globals['_MEDIAREF']._serialized_end=150
   _globals['_INLINEMEDIA']._serialized_start=152
@@ -46,9 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGE']._serialized_start=327
   _globals['_MESSAGE']._serialized_end=408
   _globals['_SAMPLINGPARAMS']._serialized_start=411
-  _globals['_SAMPLINGPARAMS']._serialized_end=611
-  _globals['_VERSIONSPAN']._serialized_start=613
-  _globals['_VERSIONSPAN']._serialized_end=671
-  _globals['_USAGE']._serialized_start=673
-  _globals['_USAGE']._serialized_end=730
+  _globals['_SAMPLINGPARAMS']._serialized_end=960
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=759
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=807
+  _globals['_TOPLOGPROBS']._serialized_start=962
+  _globals['_TOPLOGPROBS']._serialized_end=1012
+  _globals['_VERSIONSPAN']._serialized_start=1014
+  _globals['_VERSIONSPAN']._serialized_end=1072
+  _globals['_USAGE']._serialized_start=1074
+  _globals['_USAGE']._serialized_end=1131
 # @@protoc_insertion_point(module_scope)
