@@ -65,16 +65,33 @@ class RequestReader:
             temperature=float(chosen.get("temperature", 1.0)),
             top_p=float(chosen.get("top_p", 1.0)),
             top_k=int(chosen.get("top_k", 0)),
+            min_p=float(chosen.get("min_p", 0.0)),
+            repetition_penalty=float(chosen.get("repetition_penalty", 1.0)),
+            presence_penalty=float(chosen.get("presence_penalty", 0.0)),
+            frequency_penalty=float(chosen.get("frequency_penalty", 0.0)),
+            logit_bias=self._bias(dict(chosen.get("logit_bias") or {})),
+            top_logprobs=int(chosen.get("top_logprobs", 0)),
             seed=int(chosen["seed"]) if "seed" in asked else random.getrandbits(63),
             max_tokens=min(int(chosen.get("max_tokens", DEFAULT_MAX_TOKENS)), room),
         )
+
+    def _bias(self, asked: dict[Any, Any]) -> dict[int, float]:
+        """Keys may be strings: a payload is JSON."""
+        bias = {int(token): float(value) for token, value in asked.items()}
+        stranger = next((token for token in bias if token >= self.vocabulary), None)
+        if stranger is not None:
+            raise HostError("INVALID_ARGUMENT", f"logit_bias names token {stranger}; ids are in [0, {self.vocabulary})")
+        return bias
+
+
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def _generation_defaults(model_dir: Path) -> dict[str, Any]:
     """Sampling defaults of `generation_config.json`, under the names of the protocol."""
     path = model_dir / "generation_config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
-    defaults = {name: config[name] for name in ("temperature", "top_p", "top_k") if config.get(name) is not None}
+    defaults = {name: config[name] for name in _DEFAULTS if config.get(name) is not None}
     if not config.get("do_sample", True):
         defaults["temperature"] = 0.0
     if config.get("max_new_tokens"):

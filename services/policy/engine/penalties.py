@@ -15,6 +15,8 @@ import torch
 if TYPE_CHECKING:
     from services.policy.engine.request import Request, Sampling
 
+_LARGEST = 1e30  # what a tiny repetition penalty makes of a logit stays finite
+
 
 class TokenCounts:
     """The distinct tokens of a request and how often its output holds each; follows the output as it grows."""
@@ -67,6 +69,7 @@ def _penalise(logits: torch.Tensor, asked: list[tuple[int, Request]]) -> None:
     repetition, presence, frequency = _repeated(entries).to(flat.device)
     value = flat[where]
     value = torch.where(value > 0, value / repetition, value * repetition)
+    value.clamp_(max=_LARGEST)
     flat[where] = value - presence * (times_seen > 0) - frequency * times_seen
 
 

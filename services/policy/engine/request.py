@@ -14,6 +14,7 @@ from services.policy.engine.stop_strings import StopStrings
 if TYPE_CHECKING:
     from services.policy.engine.answer_masks import AnswerState
     from services.policy.engine.checkpoint import WeightSet
+    from services.policy.engine.prefixes import Prefix
     from services.policy.engine.penalties import TokenCounts
 
 
@@ -31,7 +32,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0 is off
     min_p: float = 0.0  # the least probability, as a part of the likeliest token's
-    repetition_penalty: float = 1.0  # over prompt and output; bounded so that no logit overflows
+    repetition_penalty: float = 1.0  # over prompt and output
     presence_penalty: float = 0.0  # over the output
     frequency_penalty: float = 0.0  # over the output, once for each time
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Sampling:
         _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]")
-        _check("repetition_penalty", self.repetition_penalty, 0.01 <= self.repetition_penalty <= 100, "in [0.01, 100]")
+        _check("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]")
         _check("presence_penalty", self.presence_penalty, -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]")
         _check("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]")
         _check("top_logprobs", self.top_logprobs, 0 <= self.top_logprobs <= 20, "in [0, 20]")
@@ -88,7 +89,9 @@ class Request:
     stop: StopStrings | None = None
 
     weights: WeightSet | None = None
-    slot: int = -1
+    prefix: Prefix | None = None  # the row that its prompt is read into
+    slot: int = -1  # its decode row
+    mixed: bool = False  # its keys and values come from two versions of the weights
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # one for each token of `output`, never fewer
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # only where asked for

@@ -23,7 +23,8 @@ from services.policy.engine.penalties import adjust
 from services.policy.engine.request import Request
 
 _BLOCK = 64  # a draw looks for its block first, then inside the block
-_HEAD = 128  # the k-th largest of a row comes from topk up to here, from a selection beyond
+_GROUP = 16
+_HEAD = 128  # the k-th largest of a row comes from the k largest up to here, from a selection beyond
 
 TopLogprobs = list[tuple[int, float]]  # (token, log-probability), likeliest first
 
@@ -100,7 +101,7 @@ def _draw(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
         limit = weights.sum(-1, keepdim=True) * _column([p if p < 1.0 else float("inf") for p in share], weights)
     if any(r.sampling.min_p for r in requests):
         least = weights.amax(-1, keepdim=True) * _column([r.sampling.min_p for r in requests], weights)
-        weights = weights.masked_fill(weights < least, 0.0)
+        weights = _from(weights, least)
     tokens = _invert(weights, requests)
     if nucleus:
         _repeat_outside(tokens, weights, limit, requests)
@@ -115,11 +116,25 @@ def _keep_top_k(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Ten
     if head:
         picked = weights if len(head) == len(ks) else weights[head]
         index = torch.tensor([[ks[row] - 1] for row in head], device=weights.device)
-        least[head] = picked.topk(min(_HEAD, max(ks[row] for row in head))).values.gather(1, index)
+        least[head] = _largest(picked, max(ks[row] for row in head)).gather(1, index)
     for row, k in enumerate(ks):
         if _HEAD < k < width:
             least[row] = weights[row].kthvalue(width - k + 1).values
-    return weights.masked_fill(weights < least, 0.0)
+    return _from(weights, least)
+
+
+def _largest(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` largest of each row, falling. They lie in the `count` groups with the largest maxima."""
+    groups = weights.view(len(weights), _GROUP, -1)
+    if count < groups.shape[2]:
+        best = groups.amax(1).topk(count, sorted=False).indices
+        weights = groups.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1)
+    return weights.topk(count).values
+
+
+def _from(weights: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """The weights that are `least` or more, 0 for the others. Arithmetic: masked_fill takes twenty times as long."""
+    return torch.ge(weights, least, out=torch.empty_like(weights)).mul_(weights)
 
 
 def _repeat_outside(
