@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from services.policy.engine.engine import SwapMode
 log = logging.getLogger(__name__)
 
 STAGED_IDLE_SECONDS = 60.0  # a staged version that answered nobody for this long may make room for another
+_DRAIN_SECONDS = 30.0  # how long a load waits for room while requests end on an old version
 _NEXT_STEP_SECONDS = 5.0  # the longest that an activation waits to see the first step on the new weights
 _NICE = 10  # loads yield the cores to the steps
 
@@ -51,19 +53,13 @@ class WeightsOperations:
         version, path, digest = str(request["version"]), Path(str(request["path"])), str(request.get("digest") or "")
         if not version:
             raise HostError("INVALID_ARGUMENT", "load needs a version")
-        idle_seconds = 0.0 if request.get("urgent") else STAGED_IDLE_SECONDS
-
-        def room(engine: Engine) -> tuple[WeightSet | None, WeightSet | None]:
-            resident = engine.weights.get(version)
-            if resident is None:
-                dropped = engine.weights.make_room(self._most_resident, idle_seconds)
-                if dropped:
-                    log.warning("%s was staged and idle: dropped to make room for %s", dropped, version)
-            return resident, engine.weights.serving or next(iter(engine.weights), None)
-
-        resident, like = self._runner.call(room).result()
+        resident, like = self._runner.call(
+            lambda engine: (engine.weights.get(version), engine.weights.serving or next(iter(engine.weights), None))
+        ).result()
         if resident is not None and digest == resident.digest and not resident.retiring:
             return {"digest": resident.digest, "load_seconds": 0.0}
+        if resident is None:
+            self._make_room(version, 0.0 if request.get("urgent") else STAGED_IDLE_SECONDS)
         _yield_to_steps()
         window = self._runner.gaps.open()
         try:
@@ -114,6 +110,26 @@ class WeightsOperations:
             "longest_step_gap_seconds": window.longest,
             "median_step_gap_seconds": window.usual,
         }
+
+    def _make_room(self, version: str, idle_seconds: float) -> None:
+        """Waits while an old version drains. Raises HostError RESOURCE_EXHAUSTED."""
+
+        def look(engine: Engine) -> tuple[str, HostError | None, bool]:
+            try:
+                return engine.weights.make_room(self._most_resident, idle_seconds), None, False
+            except HostError as error:
+                return "", error, engine.weights.draining
+
+        patience = time.monotonic() + _DRAIN_SECONDS
+        while True:
+            dropped, refusal, draining = self._runner.call(look).result()
+            if refusal is None:
+                break
+            if not draining or time.monotonic() > patience:
+                raise refusal
+            time.sleep(0.02)
+        if dropped:
+            log.warning("%s was staged and idle: dropped to make room for %s", dropped, version)
 
     def unload(self, request: dict[str, Any]) -> dict[str, Any]:
         version = str(request["version"])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from anyloop.models.digest import weights_digest
 from anyloop.sequence import LayoutError, SequenceLayout
 from services.hosts.interface import HostError
+from services.policy.engine.tensor_files import TensorFileError, read_tensors
 
 MANIFEST_FILE = "manifest.json"
+# Lines of config.json that may differ between two checkpoints of one architecture.
+_NO_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 @dataclass(eq=False)
@@ -32,6 +36,7 @@ class WeightSet:
     users: int = 0  # requests bound to it; the engine counts
     idle_since: float = 0.0  # monotonic seconds; when the last of them ended
     retiring: bool = False  # dropped when the last user ends
+    architecture: dict[str, Any] = field(default_factory=dict)  # of config.json
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -50,30 +55,44 @@ def load_checkpoint(
 
     Every file that the manifest names is hashed again; the digest of the loaded tensors must equal `digest` and the
     manifest's; tensors must have the shapes of `like`; the token layout must be `layout`. Raises HostError
-    FAILED_PRECONDITION with the reason otherwise.
+    FAILED_PRECONDITION with the reason otherwise, UNAVAILABLE when the disk does not answer, and RESOURCE_EXHAUSTED
+    when there is no memory for it.
     """
     began = time.monotonic()
+    try:
+        weights = _load(path, version, digest, like, layout)
+    except TensorFileError as error:
+        raise _refused(version, str(error)) from error
+    except OSError as error:
+        raise HostError("UNAVAILABLE", f"checkpoint {version} cannot be read now: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise HostError("RESOURCE_EXHAUSTED", f"no memory for checkpoint {version}: {error}") from error
+    weights.load_seconds = time.monotonic() - began
+    return weights
+
+
+def _load(path: Path, version: str, digest: str, like: WeightSet | None, layout: SequenceLayout | None) -> WeightSet:
     if not path.is_dir():
         raise HostError("FAILED_PRECONDITION", f"{version}: there is no checkpoint folder at {path}")
-    promised = _verify_files(path, version)
+    promised, sha256 = _verify_files(path, version)
     if layout is not None:
         _verify_layout(path, version, layout)
-    model = _read_model(path, version)
-    names = _tensor_names(path, version)
-    state = model.state_dict()
-    missing = sorted(set(names) - set(state))
-    if missing:
-        raise _refused(version, f"the model has no tensor {missing[0]} ({len(missing)} such)")
-    not_finite = [name for name in names if not bool(torch.isfinite(state[name]).all())]
+    architecture = _architecture(path, version)
+    tensors = read_tensors(path, sha256)
+    not_finite = [name for name in sorted(tensors) if not bool(torch.isfinite(tensors[name]).all())]
     if not_finite:
         raise _refused(version, f"{not_finite[0]} holds NaN or infinity")
-    weights = WeightSet(version, model, weights_digest({name: state[name] for name in names}))
+    found = weights_digest(tensors)
     for source, expected in (("the announcement", digest), ("the manifest", promised)):
-        if expected and expected != weights.digest:
-            raise _refused(version, f"the loaded weights have digest {weights.digest}, {source} says {expected}")
+        if expected and expected != found:
+            raise _refused(version, f"the loaded weights have digest {found}, {source} says {expected}")
+    if like is not None and like.architecture == architecture:
+        model = _same_with(like.model, tensors, version)
+    else:
+        model = _new_model(path, version, tensors)
+    weights = WeightSet(version, model, found, architecture=architecture)
     if like is not None:
         _verify_shapes(weights, like)
-    weights.load_seconds = time.monotonic() - began
     return weights
 
 
@@ -81,11 +100,14 @@ def _refused(version: str, reason: str) -> HostError:
     return HostError("FAILED_PRECONDITION", f"checkpoint {version} was refused: {reason}")
 
 
-def _verify_files(path: Path, version: str) -> str:
-    """Hashes what the manifest lists; returns the weights digest it promises ("" without a manifest)."""
+def _verify_files(path: Path, version: str) -> tuple[str, dict[str, str]]:
+    """Hashes what the manifest lists, but for the tensor files, which are hashed when they are read.
+
+    Returns the weights digest that it promises, and the SHA-256 of each file ("" and none without a manifest).
+    """
     manifest_path = path / MANIFEST_FILE
     if not manifest_path.exists():
-        return ""
+        return "", {}
     try:
         manifest = json.loads(manifest_path.read_bytes())
         files: dict[str, dict[str, Any]] = manifest["files"]
@@ -97,11 +119,13 @@ def _verify_files(path: Path, version: str) -> str:
                 raise _refused(version, f"{name} is missing")
             if file.stat().st_size != int(entry["bytes"]):
                 raise _refused(version, f"{name} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}")
+            if file.suffix == ".safetensors":
+                continue
             with file.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != entry["sha256"]:
                 raise _refused(version, f"{name} has SHA-256 {found}, the manifest says {entry['sha256']}")
-        return str(manifest.get("weights_digest", ""))
+        return str(manifest.get("weights_digest", "")), {name: entry["sha256"] for name, entry in files.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refused(version, f"its manifest cannot be read ({error!r})") from error
 
@@ -115,18 +139,48 @@ def _verify_layout(path: Path, version: str, layout: SequenceLayout) -> None:
         raise _refused(version, "its token layout (sequence.json) is not the one that this replica speaks")
 
 
-def _read_model(path: Path, version: str) -> PreTrainedModel:
+def _architecture(path: Path, version: str) -> dict[str, Any]:
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        return {name: value for name, value in config.items() if name not in _NO_ARCHITECTURE}
+    except (ValueError, AttributeError) as error:
+        raise _refused(version, f"its config.json cannot be read ({error!r})") from error
+
+
+def _same_with(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], version: str) -> PreTrainedModel:
+    """A copy of `model` with other numbers: in a few milliseconds, where to build one takes the interpreter fifty."""
+    held = model.state_dict(keep_vars=True)
+    missing = sorted(tensors.keys() - held.keys())
+    if missing:
+        raise _refused(version, f"the model has no tensor {missing[0]} ({len(missing)} such)")
+    replaced: dict[int, Any] = {}  # a tied tensor stands under several names; one of them is in the file
+    for name, tensor in tensors.items():
+        old = held[name]
+        if tensor.shape != old.shape:
+            raise _wrong_shape(version, name, tensor.shape, "the resident one", old.shape)
+        new = tensor.to(device=old.device, dtype=old.dtype)
+        replaced[id(old)] = torch.nn.Parameter(new, False) if isinstance(old, torch.nn.Parameter) else new
+    absent = sorted(name for name, old in held.items() if id(old) not in replaced)
+    if absent:
+        raise _refused(version, f"missing keys: {absent[0]} ({len(absent)} such)")
+    return copy.deepcopy(model, replaced)
+
+
+def _new_model(path: Path, version: str, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):  # only to learn which class it is
+            family = type(AutoModelForCausalLM.from_config(config))
+        model, info = family.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
             dtype=torch.float32,
             attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _refused(version, f"{type(error).__name__}: {error}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -137,24 +191,17 @@ def _read_model(path: Path, version: str) -> PreTrainedModel:
     return model
 
 
-def _tensor_names(path: Path, version: str) -> list[str]:
-    names: list[str] = []
-    try:
-        for file in sorted(path.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                names.extend(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise _refused(version, str(error)) from error
-    return names
-
-
 def _verify_shapes(weights: WeightSet, like: WeightSet) -> None:
     mine, theirs = weights.shapes, like.shapes
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
-            found, expected = mine.get(name), theirs.get(name)
-            raise _refused(
-                weights.version,
-                f"{name} has shape {tuple(found) if found else None}, "
-                f"the resident {like.version} has {tuple(expected) if expected else None}",
-            )
+            raise _wrong_shape(weights.version, name, mine.get(name), f"the resident {like.version}", theirs.get(name))
+
+
+def _wrong_shape(
+    version: str, name: str, found: torch.Size | None, holder: str, expected: torch.Size | None
+) -> HostError:
+    return _refused(
+        version,
+        f"{name} has shape {tuple(found) if found else None}, {holder} has {tuple(expected) if expected else None}",
+    )

@@ -34,6 +34,11 @@ class WeightStore:
         else:
             resident.retiring = False
 
+    @property
+    def draining(self) -> bool:
+        """A set that serves no more waits for its last request: soon there is room for another."""
+        return any(weights.retiring for weights in self)
+
     def make_room(self, limit: int, idle_seconds: float) -> str:
         """Where `limit` sets are resident, drops the staged one that was idle longest; returns its version, else "".
 
