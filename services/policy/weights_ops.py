@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 from anyloop.sequence import SequenceLayout
 from services.hosts.interface import HostError
-from services.policy.engine import Engine, EngineRunner, WeightSet, load_checkpoint
+from services.policy.engine import Engine, EngineRunner, load_checkpoint
 from services.policy.engine.engine import SwapMode
+from services.policy.engine.forward import ForwardOptions
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class WeightsOperations:
         vocabulary: int,
         mode: SwapMode,
         most_resident: int,
+        options: ForwardOptions,
     ) -> None:
         """`mode` is for activations that name none; `most_resident` bounds the versions in memory."""
         self._runner = runner
@@ -43,6 +45,7 @@ class WeightsOperations:
         self._vocabulary = vocabulary
         self._mode = mode
         self._most_resident = most_resident
+        self._options = options
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Places a version beside the serving one. `urgent`: it is to serve, so any idle staged one may go for it.
@@ -63,7 +66,7 @@ class WeightsOperations:
         _yield_to_steps()
         window = self._runner.gaps.open()
         try:
-            weights = load_checkpoint(path, version, digest, like=like, layout=self._layout)
+            weights = load_checkpoint(path, version, digest, like=like, layout=self._layout, options=self._options)
             width = weights.model.config.get_text_config().vocab_size
             if width != self._vocabulary:
                 raise HostError(

@@ -67,6 +67,8 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
             previous_version=switch.previous,
             stall_seconds=switch.stall_seconds,
             load_seconds=switch.load_seconds,
+            longest_step_gap_seconds=switch.longest_step_gap,
+            median_step_gap_seconds=switch.median_step_gap,
         )
 
     async def UnloadWeights(

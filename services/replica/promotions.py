@@ -33,9 +33,11 @@ class Promotions:
         self._set_serving = set_serving
         self._poll_seconds = poll_seconds
         self._wake = asyncio.Event()
+        self._switching = asyncio.Lock()  # a look must not take an operator's half-done switch for a strayed host
         self._refused = ""
         self._good = ""
         self._serving = False
+        self._passing = ""  # the last fault that may pass: said once, not at every look
         self.wanted = ""  # the newest promotion, or what an operator activated after it
         self.failure = ""  # why the wanted version does not serve; empty when it does
 
@@ -63,19 +65,26 @@ class Promotions:
 
     async def activate(self, version: str, mode: SwapMode) -> Switch:
         """By an operator's hand: stands until the next promotion. Raises as `Weights.activate`."""
-        switch = await self._weights.activate(version, mode)
-        self.wanted = self._good = version
-        self.failure = self._refused = ""
-        await self._say(True)
+        async with self._switching:
+            switch = await self._weights.activate(version, mode)
+            self.wanted = self._good = version
+            self.failure = self._refused = ""
+            await self._say(True)
         return switch
 
     async def reconcile(self) -> None:
         """One look: activates the wanted version where another one serves, or one that was not verified here yet."""
+        async with self._switching:
+            await self._look()
+
+    async def _look(self) -> None:
         if not await self._host.ready():
             await self._say(False)
             return
         try:
             actual = (await self._weights.state()).serving
+            if actual != self._good:  # an engine that was built again holds no weights until they are loaded
+                await self._say(False)
             for version in dict.fromkeys((self.wanted, self._good)):
                 if version and version == actual == self._good:
                     break
@@ -99,14 +108,16 @@ class Promotions:
             await self._weights.activate(version)
         except Exception as error:
             if not is_lasting(error):
-                logger.warning("%s could not be switched in, trying again: %s", version, error)
+                if str(error) != self._passing:
+                    logger.warning("%s could not be switched in, trying again: %s", version, error)
+                self._passing = str(error)
             elif self.wanted == wanted:
                 self._refused = version
                 logger.error("%s is refused; %s goes on serving: %s", version, self._good or "nothing", error)
             if version == wanted == self.wanted:
                 self.failure = f"{version}: {error}"
             return False
-        self._good = version
+        self._good, self._passing = version, ""
         if version == self.wanted:
             self.failure = ""
         return True

@@ -43,6 +43,8 @@ class Switch:
     previous: str
     stall_seconds: float
     load_seconds: float
+    longest_step_gap: float = 0.0  # seconds, from the begin of the load to the first step on the new weights
+    median_step_gap: float = 0.0  # seconds, before the load
 
 
 class Weights:
@@ -74,25 +76,33 @@ class Weights:
         Raises RpcError NOT_FOUND, CheckpointError or HostError; what served goes on serving.
         """
         async with self._changing:
-            return (await self._load(version))[0]
+            return (await self._load(version, serves=False))[0]
 
     async def activate(self, version: str, mode: SwapMode = "") -> Switch:
         """Makes a version the serving one, loading it where needed. Raises as `load`, and changes nothing then."""
         async with self._changing:
             try:
-                weights, seconds = await self._load(version)
+                weights, loaded = await self._load(version, serves=True)
                 request = {"op": "activate", "version": version, "mode": mode}
                 answer = await self._host.call(self.lineage, request, timeout=SWITCH_SECONDS)
             except Exception:
                 metrics.SWAP_FAILURES.labels(self.lineage).inc()
                 raise
-        switch = Switch(weights, str(answer["previous"] or ""), float(answer["stall_seconds"]), seconds)
+        switch = Switch(
+            weights,
+            previous=str(answer["previous"] or ""),
+            stall_seconds=float(answer["stall_seconds"]),
+            load_seconds=float(loaded["load_seconds"]),
+            longest_step_gap=max(float(part.get("longest_step_gap_seconds", 0.0)) for part in (loaded, answer)),
+            median_step_gap=float((loaded | answer).get("median_step_gap_seconds", 0.0)),
+        )
         metrics.SWAP_STALL.labels(self.lineage).observe(switch.stall_seconds)
         metrics.set_policy_version(self.lineage, version)
         logger.info(
             "weights switched",
             extra={"model": self.lineage, "version": version, "previous": switch.previous, "digest": weights.digest}
-            | {"stall_seconds": switch.stall_seconds, "load_seconds": switch.load_seconds},
+            | {"stall_seconds": switch.stall_seconds, "load_seconds": switch.load_seconds}
+            | {"longest_step_gap_seconds": switch.longest_step_gap},
         )
         return switch
 
@@ -101,13 +111,15 @@ class Weights:
         async with self._changing:
             await self._host.call(self.lineage, {"op": "unload", "version": version}, timeout=SWITCH_SECONDS)
 
-    async def _load(self, version: str) -> tuple[Resident, float]:
+    async def _load(self, version: str, serves: bool) -> tuple[Resident, dict[str, Any]]:
+        """The host's answer beside what is resident now. What is to serve may push an idle staged version out."""
         manifest = await asyncio.to_thread(self._verified, version)
         request: dict[str, Any] = {
             "op": "load",
             "version": version,
             "path": str(self._registry.path(version).absolute()),
             "digest": manifest.weights_digest,
+            "urgent": serves,
         }
         answer = await self._host.call(self.lineage, request, timeout=LOAD_SECONDS)
         digest = str(answer["digest"])
@@ -115,7 +127,7 @@ class Weights:
             raise CheckpointError(
                 f"{version}: the tensors in memory have digest {digest}, the manifest says {manifest.weights_digest}"
             )
-        return Resident(version, digest), float(answer["load_seconds"])
+        return Resident(version, digest), answer
 
     def _verified(self, version: str) -> Manifest:
         """The manifest, every file hashed again. A name that the registry does not know is NOT_FOUND."""
@@ -130,7 +142,13 @@ class Weights:
 
 
 def is_lasting(error: Exception) -> bool:
-    """True when trying the same version again cannot help: the checkpoint is at fault, not the moment."""
+    """True when trying the same version again cannot help: the checkpoint is at fault, not the moment.
+
+    What is not found may be there at the next look: the host lost its weights between load and switch, or the folder
+    of a version that was just announced is not visible on this machine yet.
+    """
     if isinstance(error, HostError):
-        return not error.retriable and error.code != "DEADLINE_EXCEEDED"
-    return isinstance(error, CheckpointError | RpcError)
+        return not error.retriable and error.code not in ("DEADLINE_EXCEEDED", "NOT_FOUND", "CANCELLED")
+    if isinstance(error, RpcError):
+        return error.code is not grpc.StatusCode.NOT_FOUND
+    return isinstance(error, CheckpointError)

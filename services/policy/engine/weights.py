@@ -43,7 +43,7 @@ class WeightStore:
         """Where `limit` sets are resident, drops the staged one that was idle longest; returns its version, else "".
 
         A killed trainer or gate leaves what it staged, and nobody else unloads it. What a request was bound to within
-        `idle_seconds` stays: its next request may be under way. Raises HostError RESOURCE_EXHAUSTED when all are needed.
+        `idle_seconds` stays: its next one may be under way. Raises HostError RESOURCE_EXHAUSTED when all are needed.
         """
         if len(self._sets) < limit:
             return ""
