@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     # Engine
     engine_slots: int = Field(32, ge=1, description="Requests decoded together")
     engine_max_tokens: int = Field(384, ge=16, description="Longest prompt plus answer, in tokens; sizes the KV cache")
+    engine_prefix_rows: int = Field(8, ge=1, description="Prompts read at a time, and remembered for later ones")
+    engine_read_ms: float = Field(20.0, gt=0, description="How long one step may hold up answers to read prompts")
+    engine_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weight matrices")
+    engine_compile: bool = Field(False, description="torch.compile on the decode step")
     engine_queue: int = Field(256, ge=1, description="Requests that may wait for a slot")
     engine_resident_versions: int = Field(
         4, ge=2, description="Versions of the weights in memory: serving, its successor, and staged ones"

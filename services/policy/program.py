@@ -20,6 +20,7 @@ from anyloop.config import Settings
 from services.hosts.interface import HostError
 from services.hosts.program import Cancel, Send, answer_of
 from services.policy.engine import End, Engine, EngineRunner, Request
+from services.policy.engine.forward import ForwardOptions
 from services.policy.requests import RequestReader
 from services.policy.sender import Sender
 from services.policy.weights_ops import WeightsOperations, status_of
@@ -38,6 +39,8 @@ class PolicyProgram:
                 settings.engine_queue,
                 self._reader.masks,
                 end_token=layout.end,
+                prefix_rows=settings.engine_prefix_rows,
+                read_seconds=settings.engine_read_ms / 1000,
             )
 
         self._control = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-control")
@@ -50,6 +53,7 @@ class PolicyProgram:
             self._reader.vocabulary,
             settings.swap_mode,
             settings.engine_resident_versions,
+            ForwardOptions(settings.engine_max_tokens, settings.engine_dtype, settings.engine_compile),
         )
         self._runner.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from anyloop.models.digest import weights_digest
 from anyloop.sequence import LayoutError, SequenceLayout
 from services.hosts.interface import HostError
+from services.policy.engine.forward import Forward, ForwardOptions, NoForward, build_forward
 from services.policy.engine.tensor_files import TensorFileError, read_tensors
 
 MANIFEST_FILE = "manifest.json"
@@ -25,9 +27,12 @@ MANIFEST_FILE = "manifest.json"
 _NO_ARCHITECTURE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
+_uids = itertools.count()
+
+
 @dataclass(eq=False)
 class WeightSet:
-    """One resident version: its own module, so that two versions can answer in turn."""
+    """One resident version: a forward of its own, so that two versions can answer in turn."""
 
     version: str
     model: PreTrainedModel
@@ -37,6 +42,26 @@ class WeightSet:
     idle_since: float = 0.0  # monotonic seconds; when the last of them ended
     retiring: bool = False  # dropped when the last user ends
     architecture: dict[str, Any] = field(default_factory=dict)  # of config.json
+    options: ForwardOptions = field(default_factory=ForwardOptions)
+    kind: str = ""  # of forward that it must run by; empty: the fastest that works
+    forward: Forward = field(init=False)
+    uid: int = field(init=False)  # no other set in this process has it: a version loaded again is another set
+
+    def __post_init__(self) -> None:
+        """Raises NoForward."""
+        self.uid = next(_uids)
+        self.forward = build_forward(self.model, self.options, self.kind)
+
+    def drop_module(self) -> None:
+        """Gives the module's tensors back where the forward holds copies; shapes and buffers stay."""
+        if self.forward.kind != "fused":
+            return
+        shapes: dict[int, torch.nn.Parameter] = {}  # tied parameters stay tied
+        for module in self.model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if id(parameter) not in shapes:
+                    shapes[id(parameter)] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+                setattr(module, name, shapes[id(parameter)])
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -50,8 +75,9 @@ def load_checkpoint(
     *,
     like: WeightSet | None = None,
     layout: SequenceLayout | None = None,
+    options: ForwardOptions = ForwardOptions(),  # noqa: B008 - frozen
 ) -> WeightSet:
-    """Reads the weights at `path` as float32, beside whatever serves.
+    """Reads the weights at `path` as float32, beside whatever serves, and makes them ready to run.
 
     Every file that the manifest names is hashed again; the digest of the loaded tensors must equal `digest` and the
     manifest's; tensors must have the shapes of `like`; the token layout must be `layout`. Raises HostError
@@ -60,7 +86,7 @@ def load_checkpoint(
     """
     began = time.monotonic()
     try:
-        weights = _load(path, version, digest, like, layout)
+        weights = _load(path, version, digest, like, layout, options)
     except TensorFileError as error:
         raise _refused(version, str(error)) from error
     except OSError as error:
@@ -71,7 +97,14 @@ def load_checkpoint(
     return weights
 
 
-def _load(path: Path, version: str, digest: str, like: WeightSet | None, layout: SequenceLayout | None) -> WeightSet:
+def _load(
+    path: Path,
+    version: str,
+    digest: str,
+    like: WeightSet | None,
+    layout: SequenceLayout | None,
+    options: ForwardOptions,
+) -> WeightSet:
     if not path.is_dir():
         raise HostError("FAILED_PRECONDITION", f"{version}: there is no checkpoint folder at {path}")
     promised, sha256 = _verify_files(path, version)
@@ -90,9 +123,14 @@ def _load(path: Path, version: str, digest: str, like: WeightSet | None, layout:
         model = _same_with(like.model, tensors, version)
     else:
         model = _new_model(path, version, tensors)
-    weights = WeightSet(version, model, found, architecture=architecture)
+    kind = like.forward.kind if like is not None else ""
+    try:
+        weights = WeightSet(version, model, found, architecture=architecture, options=options, kind=kind)
+    except NoForward as error:
+        raise _refused(version, str(error)) from error
     if like is not None:
         _verify_shapes(weights, like)
+    weights.drop_module()
     return weights
 
 
@@ -158,7 +196,7 @@ def _same_with(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], vers
         old = held[name]
         if tensor.shape != old.shape:
             raise _wrong_shape(version, name, tensor.shape, "the resident one", old.shape)
-        new = tensor.to(device=old.device, dtype=old.dtype)
+        new = tensor.to(dtype=old.dtype)
         replaced[id(old)] = torch.nn.Parameter(new, False) if isinstance(old, torch.nn.Parameter) else new
     absent = sorted(name for name, old in held.items() if id(old) not in replaced)
     if absent:

@@ -1,31 +1,35 @@
-"""The engine's core: one `step()` admits waiting requests, reads their prompts and decodes one token for each.
+"""The engine's core: one `step()` admits waiting requests, reads a piece of their prompts and decodes one token for
+each that is ready.
 
-Not thread-safe and without a clock or a thread of its own: `EngineRunner` owns one and calls it. The rows in use are
-always the first ones of the cache; when a request leaves, the last row takes its place.
+Not thread-safe and without a thread of its own: `EngineRunner` owns one and calls it. A request waits in the queue,
+then reads its prompt into a row of the prefix table, then runs in a decode row. Decode rows in use are always the
+first ones of the cache; when a request leaves, the last row takes its place.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from services.hosts.interface import HostError
 from services.policy.engine.admission import FairQueue
 from services.policy.engine.answer_masks import FREE_ROW, MaskTable
+from services.policy.engine.budget import ReadBudget
 from services.policy.engine.checkpoint import WeightSet
+from services.policy.engine.forward import Chunk, RowCache
+from services.policy.engine.prefixes import PrefixTable
 from services.policy.engine.request import Request
 from services.policy.engine.sampler import TopLogprobs, sample
-from services.policy.engine.slot_cache import SlotCache
 from services.policy.engine.weights import WeightStore
 
 log = logging.getLogger(__name__)
 
 SwapMode = Literal["finish", "keep", "recompute"]
-PREFILL_TOKENS = 2048  # padded prompt tokens per forward: bounds memory, and how long running requests wait
 
 
 @dataclass(slots=True)
@@ -45,15 +49,26 @@ class Engine:
         queue: int,
         masks: MaskTable | None = None,
         end_token: int | None = None,
+        prefix_rows: int = 8,
+        read_seconds: float = 0.02,
     ) -> None:
-        """`max_tokens` bounds prompt plus answer. `end_token` closes an answer; None: only max_tokens does."""
+        """`max_tokens` bounds prompt plus answer. `end_token` closes an answer; None: only max_tokens does.
+
+        `prefix_rows` prompts are read, or remembered, at a time. While answers run, a step spends at most about
+        `read_seconds` on prompts.
+        """
         self._slots = slots
         self.max_tokens = max_tokens
         self._masks = masks
         self._end = end_token
+        self._prefix_rows = prefix_rows
+        self._budget = ReadBudget(read_seconds)
         self.weights = WeightStore()
-        self._cache: SlotCache | None = None
-        self.running: list[Request] = []  # index = slot
+        self.prefixes = PrefixTable(slots, prefix_rows)
+        self._cache: RowCache | None = None
+        self._kind = ""  # of the forwards that share the cache
+        self.running: list[Request] = []  # index = decode row
+        self.reading: deque[Request] = deque()  # admitted, their prompts not read yet
         self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
 
@@ -83,33 +98,46 @@ class Engine:
         """Ends a request before the next decode step; one that has ended already is left alone."""
         if request in self.waiting:
             self.waiting.remove(request)
-        elif request.slot < 0:
+        elif request.slot < 0 and request not in self.reading:
             return
         self._finish(request)
         self._left.append(End(request, finished="cancelled"))
 
     def abort_all(self, error: HostError) -> None:
         """Ends every request with `error`."""
-        for request in [*self.running, *self.waiting]:
+        for request in [*self.running, *self.reading, *self.waiting]:
             self._finish(request)
             self._left.append(End(request, error=error))
         self.waiting.clear()
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting or self._left)
+        return bool(self.running or self.reading or self.waiting or self._left)
 
     # -- weights -------------------------------------------------------------------------------------------------
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of all rows, for running and for remembered sequences; 0 before the first weights."""
+        return self._cache.nbytes if self._cache is not None else 0
+
     def add_weights(self, weights: WeightSet) -> None:
         """Makes a loaded version resident; it answers pinned requests until it is activated."""
+        forward = weights.forward
+        if forward.max_length < self.max_tokens:
+            raise HostError(
+                "FAILED_PRECONDITION",
+                f"the model reads {forward.max_length} tokens at most: set ANYLOOP_ENGINE_MAX_TOKENS to that or less, "
+                f"not {self.max_tokens}",
+            )
         if self._cache is None:
-            self._cache = _new_cache(weights.model, self._slots, self.max_tokens)
-            try:
-                self._forward_prompts(weights, [[0, 0]], [0])  # allocates the cache before the first request does
-            except Exception as error:
-                self._cache = None
-                raise HostError("FAILED_PRECONDITION", f"{weights.version} does not run: {error}") from error
+            self._cache = forward.new_cache(self._slots + self._prefix_rows, self.max_tokens)
+            self._kind = forward.kind
+        elif forward.kind != self._kind:
+            raise HostError(
+                "FAILED_PRECONDITION",
+                f"{weights.version} runs by the {forward.kind} forward, the resident versions by {self._kind}",
+            )
         self.weights.add(weights)
 
     def activate(self, version: str, mode: SwapMode) -> tuple[str, float]:
@@ -124,27 +152,37 @@ class Engine:
         serving = self.weights.serving
         assert serving is not None
         if previous is not None and previous is not serving and mode != "finish":
-            moved = [r for r in self.running if r.weights is previous and not r.pin]
+            moved = [r for r in [*self.running, *self.reading] if r.weights is previous and not r.pin]
             for request in moved:
                 request.weights = self.weights.acquire(serving.version)
                 self.weights.release(previous)
             if mode == "recompute":
-                self._recompute(moved)
+                self._read_anew(moved)
+            else:
+                for request in moved:
+                    request.mixed = True
+                    if request.prefix is not None:
+                        request.prefix.uid = -1
         return (previous.version if previous is not None else ""), time.perf_counter() - began
 
-    def _recompute(self, moved: list[Request]) -> None:
-        try:
-            self._read_prompts(moved)
-        except Exception as error:  # half old, half new: to go on with such a cache would garble the answers
-            log.exception("recomputing the cache failed", extra={"requests": len(moved)})
-            self._left.extend(self._fail(moved, error))
+    def _read_anew(self, moved: list[Request]) -> None:
+        """Sends requests back to reading: prompt and answer so far, under their new weights."""
+        for request in moved:
+            if request.prefix is not None:
+                self.prefixes.forget(request.prefix)
+                self._release_prefix(request)
+            if request.slot >= 0:
+                self._free_slot(request)
+                self.reading.append(request)
+            request.mixed = False
 
     # -- one step ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> list[End]:
-        """Admits, decodes one token per running request, and returns which requests ended."""
+        """Admits, reads, decodes one token per running request, and returns which requests ended."""
         self._admit()
+        self._read()
         ends: list[End] = []
         for group in self._groups():
             try:
@@ -163,20 +201,12 @@ class Engine:
         return left
 
     def _admit(self) -> None:
-        admitted: list[Request] = []
-        while self.waiting and len(self.running) < self._slots:
+        while self.waiting and len(self.running) + len(self.reading) < self._slots:
             request = self.waiting.pop()
             if request.weights is None:
                 assert self.weights.serving is not None
                 request.weights = self.weights.acquire(self.weights.serving.version)
-            request.slot = len(self.running)
-            self.running.append(request)
-            admitted.append(request)
-        try:
-            self._read_prompts(admitted)
-        except Exception as error:
-            log.exception("reading prompts failed", extra={"requests": len(admitted)})
-            self._left.extend(self._fail(admitted, error))
+            self.reading.append(request)
 
     def _groups(self) -> list[list[Request]]:
         """The running requests by their weights, in slot order."""
@@ -190,23 +220,12 @@ class Engine:
         weights, cache = group[0].weights, self._cache
         assert weights is not None
         assert cache is not None
-        positions = torch.tensor([r.position for r in group])
-        width = max(r.position for r in group) + 1
-        cache.plan_decode([r.slot for r in group], positions, width)
-        logits = (
-            weights.model(
-                input_ids=torch.tensor([[r.last_token] for r in group]),
-                attention_mask=_decode_masks(weights.model.config, positions, width),
-                position_ids=positions[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            .logits[:, -1]
-            .float()
+        logits = weights.forward.decode(
+            cache, [r.slot for r in group], [r.last_token for r in group], [r.position for r in group]
         )
         if self._masks is not None:
             rows = [r.answer.row(r.remaining) if r.answer is not None else FREE_ROW for r in group]
-            logits = logits + self._masks.rows[rows]
+            logits += self._masks.rows[rows]
         draws = sample(logits, group)
         advanced = [self._advance(*one, weights.version) for one in zip(group, *draws, strict=True)]
         return [End(request, finished) for request, finished in zip(group, advanced, strict=True) if finished]
@@ -222,86 +241,109 @@ class Engine:
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def _read_prompts(self, requests: list[Request]) -> None:
-        """Fills the rows of `requests` with all they hold but the last token, which the next decode step reads."""
-        batches: list[list[Request]] = []
-        for request in sorted(requests, key=lambda r: (id(r.weights), r.position)):  # alike lengths: little padding
-            last = batches[-1] if batches else []
-            if request.position == 0:
+    def _read(self) -> None:
+        """Reads on in the prompts, first come first served, as far as the budget of this step goes."""
+        if not self.reading:
+            return
+        left = self._budget.tokens(somebody_waits=bool(self.running))
+        plans: dict[int, list[tuple[Request, Chunk]]] = {}
+        for request in list(self.reading):
+            if request.position == 0:  # a prompt of one token: the decode step reads it
+                self._run(request)
                 continue
-            if last and last[0].weights is request.weights and (len(last) + 1) * request.position <= PREFILL_TOKENS:
-                last.append(request)
-            else:
-                batches.append([request])
-        for batch in batches:
-            weights = batch[0].weights
-            assert weights is not None
-            self._forward_prompts(weights, [(r.prompt + r.output)[:-1] for r in batch], [r.slot for r in batch])
+            if left <= 0:
+                break
+            chunk = self._next_chunk(request, left)
+            if chunk is not None:
+                left -= len(chunk.tokens)
+                plans.setdefault(id(request.weights), []).append((request, chunk))
+        for plan in plans.values():
+            self._read_chunks(plan)
 
-    @torch.inference_mode()
-    def _forward_prompts(self, weights: WeightSet, prompts: list[list[int]], rows: list[int]) -> None:
+    def _next_chunk(self, request: Request, most: int) -> Chunk | None:
+        """None: everything is known already, and the request runs; or no row is free, and it waits."""
+        assert request.weights is not None
         assert self._cache is not None
-        longest = max(len(prompt) for prompt in prompts)
-        # Padding stands on the right, behind everything that attends: the causal mask alone hides it.
-        padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
-        self._cache.plan_prefill(rows)
-        weights.model(
-            input_ids=padded,
-            position_ids=torch.arange(longest).expand(len(prompts), -1),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        if request.prefix is None and self.prefixes.full:
+            return None
+        tokens = (request.prompt + request.output)[: request.position]
+        if request.prefix is None:
+            request.prefix = self.prefixes.begin(tokens, request.weights, self._cache)
+            if request.prefix is None:
+                return None
+        known = request.prefix.known
+        if known >= len(tokens):
+            self._run(request)
+            return None
+        return Chunk(request.prefix.row, known, tokens[known : known + most])
+
+    def _read_chunks(self, plan: list[tuple[Request, Chunk]]) -> None:
+        requests = [request for request, _ in plan]
+        weights = requests[0].weights
+        assert weights is not None
+        began = time.perf_counter()
+        try:
+            weights.forward.read(self._cache, [chunk for _, chunk in plan])
+        except Exception as error:
+            log.exception("reading prompts failed", extra={"requests": len(plan)})
+            for request in requests:
+                assert request.prefix is not None
+                self.prefixes.forget(request.prefix)
+            self._left.extend(self._fail(requests, error))
+            return
+        self._budget.observe(sum(len(chunk.tokens) for _, chunk in plan), time.perf_counter() - began)
+        for request, chunk in plan:
+            assert request.prefix is not None
+            request.prefix.known += len(chunk.tokens)
+            if request.prefix.known == request.position:
+                self._run(request)
+
+    def _run(self, request: Request) -> None:
+        """From reading to running: what was read moves into the next decode row."""
+        self.reading.remove(request)
+        request.slot = len(self.running)
+        self.running.append(request)
+        if request.prefix is not None:
+            assert self._cache is not None
+            self._cache.copy(request.prefix.row, request.slot, request.position)
+            self._release_prefix(request)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, request: Request) -> None:
-        """Frees the slot; the last row moves into it."""
+        """Frees all that the request holds."""
+        if request.prefix is not None:
+            self._release_prefix(request)
+        if request in self.reading:
+            self.reading.remove(request)
         if request.slot >= 0:
-            last = self.running.pop()
-            if last is not request:
+            if not request.mixed and request.output and request.weights is not None:
                 assert self._cache is not None
-                self._cache.move(last.slot, request.slot, last.position)
-                last.slot = request.slot
-                self.running[request.slot] = last
-            request.slot = -1
+                known = (request.prompt + request.output)[: request.position]
+                self.prefixes.remember(known, request.weights, self._cache, request.slot)
+            self._free_slot(request)
         if request.weights is not None:
             self.weights.release(request.weights)
             request.weights = None
 
+    def _free_slot(self, request: Request) -> None:
+        """The last row moves into the one that becomes free."""
+        last = self.running.pop()
+        if last is not request:
+            assert self._cache is not None
+            self._cache.copy(last.slot, request.slot, last.position)
+            last.slot = request.slot
+            self.running[request.slot] = last
+        request.slot = -1
+
+    def _release_prefix(self, request: Request) -> None:
+        assert request.prefix is not None
+        self.prefixes.release(request.prefix)
+        request.prefix = None
+
     def _fail(self, requests: list[Request], cause: Exception) -> list[End]:
         error = HostError("INTERNAL", f"the model failed: {cause}", retriable=False)
         for request in requests:
+            request.mixed = True  # whatever the failed forward left in its row is not to be kept
             self._finish(request)
         return [End(request, error=error) for request in requests]
-
-
-def _new_cache(model: Any, slots: int, length: int) -> SlotCache:
-    config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or length
-    if longest < length:
-        raise HostError(
-            "FAILED_PRECONDITION",
-            f"the model reads {longest} tokens at most: set ANYLOOP_ENGINE_MAX_TOKENS to that or less, not {length}",
-        )
-    return SlotCache(config.num_hidden_layers, slots, length)
-
-
-def _decode_masks(config: Any, positions: torch.Tensor, width: int) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Additive masks `[batch, 1, 1, width]`: a row sees its own past, within the window where layers have one."""
-    config = config.get_text_config()
-    columns = torch.arange(width)
-    past = columns <= positions[:, None]
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-
-    def additive(seen: torch.Tensor) -> torch.Tensor:
-        hidden = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
-        return hidden[:, None, None, :]
-
-    if not window or (kinds and "sliding_attention" not in kinds):
-        return additive(past)
-    sliding = additive(past & (columns > positions[:, None] - window))
-    if len(kinds) > 1:
-        return {"full_attention": additive(past), "sliding_attention": sliding}
-    return sliding

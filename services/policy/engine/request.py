@@ -14,8 +14,8 @@ from services.policy.engine.stop_strings import StopStrings
 if TYPE_CHECKING:
     from services.policy.engine.answer_masks import AnswerState
     from services.policy.engine.checkpoint import WeightSet
-    from services.policy.engine.prefixes import Prefix
     from services.policy.engine.penalties import TokenCounts
+    from services.policy.engine.prefixes import Prefix
 
 
 MAX_BIASED_TOKENS = 1024

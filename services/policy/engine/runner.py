@@ -115,7 +115,7 @@ class EngineRunner:
             engine.abort_all(stopped)
         except BaseException:  # it died half-way through a change of its own; whoever waits must hear of it
             log.exception("the engine could not be cleared")
-            self._emit([End(request, error=stopped) for request in [*engine.running, *engine.waiting]])
+            self._emit([End(request, error=stopped) for request in [*engine.running, *engine.reading, *engine.waiting]])
         self._emit(engine.take_ends())
 
     def _refuse_calls(self) -> None:

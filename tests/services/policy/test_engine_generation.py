@@ -184,7 +184,9 @@ def test_a_failing_forward_ends_its_requests_and_the_engine_goes_on(monkeypatch:
     engine, broken = _engine(model), _request([1, 2, 3])
     engine.submit(broken)
     with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", lambda **_: 1 / 0)
+        serving = engine.weights.serving
+        assert serving is not None
+        patch.setattr(serving.forward, "decode", lambda *_: 1 / 0)
         errors = [e.error for e in engine.step()]
     assert [error.code for error in errors if error] == ["INTERNAL"]
     assert not engine.busy

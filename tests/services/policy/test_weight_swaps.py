@@ -91,15 +91,16 @@ def test_a_recompute_that_fails_ends_its_requests_instead_of_garbling_them(monke
     engine = _engine()
     request = _submit(engine)
     engine.step()
-    engine.add_weights(WeightSet("v1", MODELS["v1"], "d1"))
+    fresh = WeightSet("v1", MODELS["v1"], "d1")
+    engine.add_weights(fresh)
 
     def out_of_memory(*args: object) -> None:
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_forward_prompts", out_of_memory)
+        patch.setattr(fresh.forward, "read", out_of_memory)
         engine.activate("v1", "recompute")
-    (end,) = engine.step()
+        (end,) = engine.step()
     assert (end.request, end.finished, len(request.output)) == (request, "", 1)
     assert end.error is not None
     assert "no memory" in end.error.message

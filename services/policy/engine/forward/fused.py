@@ -1,0 +1,267 @@
+"""Llama-shaped models (Llama, Mistral, Qwen 2 and 3, Gemma) with little overhead per step, from transformers' weights.
+
+The architecture is transformers' own, and every instance is held against the model's own forward before it serves
+(`choose.agrees`). What differs is how it runs: matrices packed once for the processor, activation and residual sums in
+the same pass as the product, rotation in place on complex pairs, all rows of a step in one call, prompts without
+padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from services.policy.engine.forward.interface import Chunk, ForwardOptions
+from services.policy.engine.forward.key_values import KeyValueCache, row_view
+from services.policy.engine.forward.linear import Linear, linear
+from services.policy.engine.forward.masks import additive, slides, window_of
+
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM")
+_STEADY_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others change with the length of the sequence
+_SCORED_TOKENS = 2048  # per call of the output matrix: its logits take 4 bytes x vocabulary each
+
+
+class Unsupported(Exception):
+    """This model is not of the shape; the reason is the message."""
+
+
+@dataclass(slots=True)
+class _Layer:
+    norm: torch.Tensor
+    qkv: Linear
+    head_norm: torch.Tensor | None  # [query and key heads, head dimension]
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    slides: bool
+
+
+class FusedForward:
+    kind = "fused"
+
+    def __init__(self, model: PreTrainedModel, options: ForwardOptions) -> None:
+        """Copies the weights it needs. Raises Unsupported."""
+        config = model.config
+        _check(model)
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._dimension: int = model.model.layers[0].self_attn.head_dim
+        self._scale: float = model.model.layers[0].self_attn.scaling
+        self._window = window_of(config)
+        self.max_length: int = options.length or config.max_position_embeddings
+        norm = model.model.norm
+        self._epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
+        self._embedding = _embedding(model)
+        self._rotation = _rotation(model, self.max_length, self._dimension)
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = model.model.layers[0].mlp.act_fn
+        self._silu = isinstance(self._activation, torch.nn.SiLU) or type(self._activation).__name__ == "SiLUActivation"
+        self._layers = [self._layer(model, index, options.dtype) for index in range(config.num_hidden_layers)]
+        self._norm = _norm_weight(norm)
+        self._output = linear(model.lm_head.weight.detach(), model.lm_head.bias, options.dtype)
+        self._before: Callable[..., torch.Tensor] = self._before_attention
+        self._after: Callable[..., torch.Tensor] = self._after_attention
+        if options.compile:
+            self._before = torch.compile(self._before_attention, dynamic=True)
+            self._after = torch.compile(self._after_attention, dynamic=True)
+
+    def new_cache(self, rows: int, length: int) -> KeyValueCache:
+        return KeyValueCache(len(self._layers), rows, self._kv_heads, length, self._dimension)
+
+    # -- the three ways to run it --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode(self, cache: KeyValueCache, rows: list[int], tokens: list[int], positions: list[int]) -> torch.Tensor:
+        at, width = torch.tensor(positions), max(positions) + 1
+        row_index, view = torch.tensor(rows), row_view(rows)
+        full = additive(at, width)[:, None, None]
+        sliding = additive(at, width, self._window)[:, None, None] if self._window else full
+        grouped = (len(rows), self._kv_heads, self._heads // self._kv_heads, self._dimension)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = cache.keys[layer], cache.values[layer]
+            keys[row_index, :, at] = k
+            values[row_index, :, at] = v
+            # The heads of a group stand where a sequence of queries would: each key is read once for all of them.
+            return functional.scaled_dot_product_attention(
+                q.view(grouped),
+                keys[view][:, :, :width],
+                values[view][:, :, :width],
+                attn_mask=sliding if self._layers[layer].slides else full,
+                scale=self._scale,
+            )
+
+        return self._output(self._run(torch.tensor(tokens), at, attend))
+
+    @torch.inference_mode()
+    def read(self, cache: KeyValueCache, chunks: list[Chunk]) -> None:
+        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        at = torch.cat([torch.arange(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks])
+        spans, begin = [], 0
+        for chunk in chunks:
+            spans.append((chunk, begin, begin + len(chunk.tokens)))
+            begin += len(chunk.tokens)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = cache.keys[layer], cache.values[layer]
+            out = torch.empty_like(q, memory_format=torch.contiguous_format)
+            for chunk, first, last in spans:
+                end = chunk.start + last - first
+                keys[chunk.row, :, chunk.start : end] = k[first:last].transpose(0, 1)
+                values[chunk.row, :, chunk.start : end] = v[first:last].transpose(0, 1)
+                past = keys[chunk.row, :, :end], values[chunk.row, :, :end]
+                out[first:last] = self._attend_causal(layer, q[first:last], *past, chunk.start)
+            return out
+
+        self._run(tokens, at, attend)
+
+    @torch.inference_mode()
+    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+        lengths = [len(sequence) for sequence in sequences]
+        tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        at = torch.cat([torch.arange(length) for length in lengths])
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out = torch.empty_like(q, memory_format=torch.contiguous_format)
+            for first, last in spans:
+                past = k[first:last].transpose(0, 1), v[first:last].transpose(0, 1)
+                out[first:last] = self._attend_causal(layer, q[first:last], *past, 0)
+            return out
+
+        hidden = self._run(tokens, at, attend)
+        scores = torch.empty(len(tokens))
+        for begin in range(0, len(tokens), _SCORED_TOKENS):
+            logits = self._output(hidden[begin : begin + _SCORED_TOKENS])
+            following = tokens[begin + 1 : begin + 1 + len(logits)]
+            logits = logits[: len(following)]  # nothing follows the last token of all
+            chosen = logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(-1)
+            scores[begin : begin + len(chosen)] = chosen
+        return [scores[first : last - 1].clone() for first, last in spans]
+
+    # -- layers --------------------------------------------------------------------------------------------------
+
+    def _run(self, tokens: torch.Tensor, at: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Hidden states `[tokens, width]` behind the last norm. `attend(layer, q, k, v)`: `[tokens, heads, dim]`."""
+        x = functional.embedding(tokens, self._embedding)
+        rotation = self._rotation[at][:, None]
+        heads = self._heads
+        for index, layer in enumerate(self._layers):
+            qkv = self._before(layer, x, rotation)
+            q, k, v = qkv[:, :heads], qkv[:, heads : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
+            x = self._after(layer, x, attend(index, q, k, v).reshape(len(tokens), -1))
+        return functional.rms_norm(x, self._norm.shape, self._norm, self._epsilon)
+
+    def _before_attention(self, layer: _Layer, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values `[tokens, heads + 2 key-value heads, dimension]`, rotated."""
+        normed = functional.rms_norm(x, layer.norm.shape, layer.norm, self._epsilon)
+        heads = layer.qkv(normed).view(len(x), -1, self._dimension)
+        turned = heads[:, : self._heads + self._kv_heads]
+        if layer.head_norm is not None:
+            turned.copy_(functional.rms_norm(turned, (self._dimension,), None, self._epsilon).mul_(layer.head_norm))
+        torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(rotation)
+        return heads
+
+    def _after_attention(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        x = layer.output.plus(attended, x)
+        normed = functional.rms_norm(x, layer.mlp_norm.shape, layer.mlp_norm, self._epsilon)
+        gate = layer.gate.silu(normed) if self._silu else self._activation(layer.gate(normed))
+        return layer.down.plus(layer.up.times(normed, gate), x)
+
+    def _attend_causal(
+        self, layer: int, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        """Queries `[tokens, heads, dim]` from `start` on over keys `[kv heads, start + tokens, dim]`."""
+        end = keys.shape[1]
+        window = self._window if self._layers[layer].slides and end > self._window else 0
+        mask = additive(torch.arange(start, end), end, window) if start or window else None
+        attended = functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._scale,
+            enable_gqa=self._heads != self._kv_heads,
+        )
+        return attended[0].transpose(0, 1)
+
+    def _layer(self, model: PreTrainedModel, index: int, dtype: str) -> _Layer:
+        layer = model.model.layers[index]
+        attention, mlp = layer.self_attn, layer.mlp
+        order = _pair_order(self._dimension)
+
+        def rows(module: torch.nn.Linear, turned: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+            weight, bias = module.weight.detach(), module.bias.detach() if module.bias is not None else None
+            if not turned:
+                return weight, bias
+            weight = weight.unflatten(0, (-1, self._dimension))[:, order].flatten(0, 1)
+            return weight, bias.unflatten(0, (-1, self._dimension))[:, order].flatten() if bias is not None else None
+
+        parts = [rows(attention.q_proj, True), rows(attention.k_proj, True), rows(attention.v_proj, False)]
+        biases = [bias for _, bias in parts if bias is not None]
+        head_norm = None
+        if hasattr(attention, "q_norm"):
+            norms = [attention.q_norm.weight.detach()[order]] * self._heads
+            norms += [attention.k_norm.weight.detach()[order]] * self._kv_heads
+            head_norm = torch.stack(norms)
+
+        def matrix(module: torch.nn.Linear) -> Linear:
+            return linear(module.weight.detach(), module.bias.detach() if module.bias is not None else None, dtype)
+
+        return _Layer(
+            norm=_norm_weight(layer.input_layernorm),
+            qkv=linear(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None, dtype),
+            head_norm=head_norm,
+            output=matrix(attention.o_proj),
+            mlp_norm=_norm_weight(layer.post_attention_layernorm),
+            gate=matrix(mlp.gate_proj),
+            up=matrix(mlp.up_proj),
+            down=matrix(mlp.down_proj),
+            slides=slides(model.config, index),
+        )
+
+
+def _check(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if name not in FAMILIES:
+        raise Unsupported(f"{name} is none of {', '.join(FAMILIES)}")
+    if model.device.type != "cpu":
+        raise Unsupported(f"it lies on {model.device}")
+    rotation = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotation not in _STEADY_ROTATIONS:
+        raise Unsupported(f"its rotation is of type {rotation}")
+
+
+def _pair_order(dimension: int) -> torch.Tensor:
+    """Halves (x_0 .. x_h, y_0 .. y_h), as transformers keeps them, to pairs (x_0, y_0, x_1, y_1 ..)."""
+    return torch.arange(dimension).view(2, -1).T.flatten()
+
+
+def _embedding(model: PreTrainedModel) -> torch.Tensor:
+    table = model.model.embed_tokens
+    weight: torch.Tensor = table.weight.detach().float()
+    scale = getattr(table, "embed_scale", None)
+    return weight * float(scale) if scale is not None else weight.clone()
+
+
+def _norm_weight(norm: torch.nn.Module) -> torch.Tensor:
+    """What the normalised vector is multiplied by, Gemma's adds 1 to its weight."""
+    weight: torch.Tensor = norm.weight.detach()  # type: ignore[union-attr,operator,assignment]
+    return 1.0 + weight if type(norm).__name__.startswith("Gemma") else weight.clone()
+
+
+def _rotation(model: PreTrainedModel, length: int, dimension: int) -> torch.Tensor:
+    """Complex `[length, dimension / 2]`: the rotation of every pair at every position."""
+    with torch.no_grad():
+        cosine, sine = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(length)[None])
+    if cosine.shape[-1] != dimension:
+        raise Unsupported("it rotates only part of each head")
+    half = dimension // 2
+    return torch.complex(cosine[0, :, :half].contiguous(), sine[0, :, :half].contiguous())

@@ -1,0 +1,63 @@
+"""What the engine asks of a model, whatever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    length: int = 0  # longest sequence in tokens; 0: what the model was made for
+    dtype: Dtype = "float32"  # of the weight matrices; activations and the KV cache are float32
+    compile: bool = False  # torch.compile on the parts of a layer around attention
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `[start, start + len(tokens))` of the sequence in cache row `row`; all before `start` has been read."""
+
+    row: int
+    start: int
+    tokens: list[int]
+
+
+class RowCache(Protocol):
+    """What the model remembers of each sequence, in rows of fixed length, allocated once."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` tokens of row `source` also stand in row `target`."""
+        ...
+
+
+class Forward(Protocol):
+    """One set of weights, ready to run. Caches are interchangeable between forwards of one kind and shape."""
+
+    kind: str
+    max_length: int
+
+    def new_cache(self, rows: int, length: int) -> Any:
+        """A RowCache that `read` and `decode` of this kind take."""
+        ...
+
+    def read(self, cache: Any, chunks: list[Chunk]) -> None:
+        """Computes what the cache keeps of the chunks' tokens; at most one chunk per row."""
+        ...
+
+    def decode(self, cache: Any, rows: list[int], tokens: list[int], positions: list[int]) -> torch.Tensor:
+        """Reads one token per row at its position; float32 logits `[rows, vocabulary]` of what follows.
+
+        `rows` ascends. The result is the caller's to change.
+        """
+        ...
+
+    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+        """Per sequence of n tokens, the float32 log-probabilities `[n - 1]` of tokens 1 .. n-1. Touches no cache."""
+        ...

@@ -1,0 +1,105 @@
+"""Rows in which prompts are read, and what they remember: a later prompt with the same beginning starts behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.policy.engine.checkpoint import WeightSet
+from services.policy.engine.forward import RowCache
+
+_LEAST = 8  # known tokens that are worth a copy
+_WORTH_WAITING = 16  # tokens that another request is about to read
+
+
+@dataclass(eq=False)
+class Prefix:
+    """One row: `tokens[:known]` have been read into it, under the weights of `uid`."""
+
+    row: int
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    known: int = 0
+    uid: int = -1  # of the WeightSet; -1: nothing here may be shared
+    busy: bool = False  # a request is reading into it
+    used: int = 0  # by the table's own clock
+
+
+class PrefixTable:
+    """Allots rows `[first, first + rows)` of the cache. The row unused for longest goes first."""
+
+    def __init__(self, first: int, rows: int) -> None:
+        self._prefixes = [Prefix(first + index) for index in range(rows)]
+        self._clock = 0
+        self.reused_tokens = 0  # prompt tokens that were copied instead of computed
+
+    @property
+    def full(self) -> bool:
+        """Every row is being read into."""
+        return all(prefix.busy for prefix in self._prefixes)
+
+    def begin(self, tokens: list[int], weights: WeightSet, cache: RowCache) -> Prefix | None:
+        """A row for reading `tokens`, which holds the longest beginning known already (`known` says how much).
+
+        None: all rows are busy, or another request is reading this very beginning now; ask again after a step.
+        """
+        wanted = np.asarray(tokens, dtype=np.int64)
+        best, shared, coming = None, _LEAST - 1, 0
+        for prefix in self._prefixes:
+            if prefix.uid == weights.uid:
+                common = _common(prefix.tokens, wanted)
+                coming = max(coming, common)
+                if min(common, prefix.known) > shared:
+                    best, shared = prefix, min(common, prefix.known)
+        if coming >= (shared if best is not None else 0) + _WORTH_WAITING:
+            return None
+        if best is not None and not best.busy and shared in (len(wanted), len(best.tokens)):
+            # All that is wanted is there, or all that is there is wanted: nothing that others share is lost.
+            return self._take(best, wanted if shared < len(wanted) else best.tokens, weights, best.known)
+        idle = [prefix for prefix in self._prefixes if not prefix.busy and prefix is not best]
+        if not idle:
+            return None
+        row = min(idle, key=lambda prefix: prefix.used)
+        if best is None:
+            return self._take(row, wanted, weights, 0)
+        cache.copy(best.row, row.row, shared)
+        self._touch(best)
+        return self._take(row, wanted, weights, shared)
+
+    def release(self, prefix: Prefix) -> None:
+        """Nobody reads into the row any more; what it knows stays."""
+        prefix.busy = False
+        prefix.tokens = prefix.tokens[: prefix.known]
+
+    def forget(self, prefix: Prefix) -> None:
+        """What stands in the row was computed under two versions, or by a forward that failed."""
+        prefix.uid, prefix.known = -1, 0
+
+    def remember(self, tokens: list[int], weights: WeightSet, cache: RowCache, row: int) -> None:
+        """Keeps a finished sequence that stands in cache row `row`, where its prompt's own row is still there."""
+        whole = np.asarray(tokens, dtype=np.int64)
+        for prefix in self._prefixes:
+            if prefix.busy or prefix.uid != weights.uid or not 0 < prefix.known < len(whole):
+                continue
+            if prefix.known == len(prefix.tokens) == _common(prefix.tokens, whole):
+                cache.copy(row, prefix.row, len(whole))
+                prefix.tokens, prefix.known = whole, len(whole)
+                self._touch(prefix)
+                return
+
+    def _take(self, prefix: Prefix, tokens: np.ndarray, weights: WeightSet, known: int) -> Prefix:
+        prefix.tokens, prefix.known, prefix.uid, prefix.busy = tokens, known, weights.uid, True
+        self.reused_tokens += min(known, len(tokens))
+        self._touch(prefix)
+        return prefix
+
+    def _touch(self, prefix: Prefix) -> None:
+        self._clock += 1
+        prefix.used = self._clock
+
+
+def _common(some: np.ndarray, other: np.ndarray) -> int:
+    """Length of the common beginning."""
+    length = min(len(some), len(other))
+    differs = np.flatnonzero(some[:length] != other[:length])
+    return int(differs[0]) if len(differs) else length
