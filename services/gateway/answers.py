@@ -11,13 +11,17 @@ FINISH = {types_pb2.FINISH_REASON_STOP: "stop", types_pb2.FINISH_REASON_LENGTH: 
 
 @dataclass
 class Answer:
-    """`token_ids` and `logprobs` are those of the text; `parts` are text and media in the order they came."""
+    """`token_ids`, `logprobs` and `top_logprobs` (where asked for) are those of the text.
+
+    `parts` are text and media in the order they came.
+    """
 
     response_id: str
     version: str = ""
     parts: list[types_pb2.ContentPart] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[types_pb2.TopLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -43,6 +47,7 @@ class Answer:
                 self.parts.append(types_pb2.ContentPart(text=event.text.text))
             self.token_ids.extend(event.text.token_ids)
             self.logprobs.extend(event.text.logprobs)
+            self.top_logprobs.extend(event.text.top_logprobs)
         elif kind == "media":
             self.parts.append(types_pb2.ContentPart(media=event.media.media))
         elif kind == "finished":

@@ -14,6 +14,7 @@ from anyloop.sequence import Sequencer
 from services.gateway.body import BODIES_IN_FLIGHT, BodyLimit
 from services.gateway.dataplane import DataPlane
 from services.gateway.errors import GatewayError, Status, gateway_error_handler
+from services.gateway.logprobs import TokenNames
 from services.gateway.routes import chat, feedback, generate, media, operations
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def create_app(plane: DataPlane) -> FastAPI:
         title="AnyLoop", description="OpenAI-compatible access to a model that learns from feedback", version="1"
     )
     app.state.plane = plane
-    app.state.tokens = _sequencer_once(plane)
+    app.state.token_names = _names_once(plane)
     app.state.started_unix = int(time.time())
     for module in (chat, generate, feedback, media, operations):
         app.include_router(module.router)
@@ -37,12 +38,12 @@ def create_app(plane: DataPlane) -> FastAPI:
     return app
 
 
-def _sequencer_once(plane: DataPlane) -> Callable[[], Sequencer]:
+def _names_once(plane: DataPlane) -> Callable[[], TokenNames]:
     """Log-probabilities name tokens by their text; the tokenizer is read when the first request wants that."""
 
     @functools.cache
-    def load() -> Sequencer:
-        return Sequencer.from_pretrained(plane.settings.model_dir)
+    def load() -> TokenNames:
+        return TokenNames(Sequencer.from_pretrained(plane.settings.model_dir))
 
     return load
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyloop.modality import Modality
-from anyloop.sequence import Sequencer
 from protos.anyloop.v1 import policy_pb2, types_pb2
 from services.gateway.answers import Answer
 from services.gateway.errors import invalid
@@ -18,6 +17,8 @@ from services.gateway.links import (
     past_audio,
     to_base64,
 )
+from services.gateway.logprobs import TokenNames
+from services.gateway.logprobs import render as render_logprobs
 from services.gateway.media import MediaDesk
 from services.gateway.parts import AudioPart, ImagePart, InputAudioPart, Part, TextPart
 from services.gateway.schemas import ChatMessage, ChatRequest, Sampling
@@ -28,6 +29,16 @@ ROLES = {
     "user": types_pb2.ROLE_USER,
     "assistant": types_pb2.ROLE_ASSISTANT,
 }
+_AS_ASKED = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "top_logprobs",
+)
 AUDIO_LIFETIME_S = 30 * 24 * 3600  # OpenAI's shape wants an end; the store itself keeps media
 
 
@@ -77,16 +88,14 @@ def sampling_to_proto(
     body: Sampling, max_tokens: int | None = None, stop: str | list[str] | None = None
 ) -> types_pb2.SamplingParams:
     """Unset fields stay unset: the checkpoint's defaults hold. A negative seed is taken modulo 2**64."""
-    sampling = types_pb2.SamplingParams(stop=[stop] if isinstance(stop, str) else stop or [])
-    for name, value in (
-        ("temperature", body.temperature),
-        ("top_p", body.top_p),
-        ("top_k", body.top_k),
-        ("seed", None if body.seed is None else body.seed % 2**64),
-        ("max_tokens", max_tokens),
-    ):
+    sampling = types_pb2.SamplingParams(stop=[stop] if isinstance(stop, str) else stop or [], max_tokens=max_tokens)
+    if body.seed is not None:
+        sampling.seed = body.seed % 2**64
+    for name in _AS_ASKED:
+        value = getattr(body, name, None)
         if value is not None:
             setattr(sampling, name, value)
+    sampling.logit_bias.update(getattr(body, "logit_bias", None) or {})
     return sampling
 
 
@@ -99,7 +108,7 @@ class ChatRenderer:
     model: str
     base64: bool = False
     wants_audio: bool = False
-    tokens: Sequencer | None = None  # set when log-probabilities are wanted
+    names: TokenNames | None = None  # set when log-probabilities are wanted
 
     async def part(self, part: types_pb2.ContentPart) -> dict[str, Any]:
         """A content part that may be sent back as input."""
@@ -132,7 +141,7 @@ class ChatRenderer:
         return {
             "index": index,
             "message": await self.message(answer),
-            "logprobs": self.logprobs(answer.token_ids, answer.logprobs),
+            "logprobs": self.logprobs(answer),
             "finish_reason": answer.finish_reason,
             "response_id": answer.response_id,
         }
@@ -148,14 +157,11 @@ class ChatRenderer:
             "usage": usage(answers),
         }
 
-    def logprobs(self, token_ids: list[int], logprobs: list[float]) -> dict[str, Any] | None:
-        if self.tokens is None:
+    def logprobs(self, text: Answer | policy_pb2.GenerateResponse.TextDelta) -> dict[str, Any] | None:
+        """Those of a whole answer or of a piece of it; None where they are not wanted."""
+        if self.names is None:
             return None
-        content = []
-        for token, logprob in zip(token_ids, logprobs, strict=False):
-            text = self.tokens.decode_text([token])
-            content.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
-        return {"content": content, "refusal": None}
+        return render_logprobs(self.names, text.token_ids, text.logprobs, text.top_logprobs)
 
 
 def by_kind(parts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

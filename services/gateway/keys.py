@@ -5,7 +5,7 @@ The keys file holds hashes only:
     [keys.mobile-app]                 # the principal
     sha256 = "…64 hex digits…"        # of the key itself; `python -m services.gateway.keys mobile-app` makes both
     roles = ["generate", "feedback"]
-    requests_per_minute = 600         # 0 or absent: no limit
+    requests_per_minute = 600         # 0 or absent: no limit; n choices count as n requests
     feedback_per_minute = 60
 """
 
@@ -63,15 +63,16 @@ class _Bucket:
     level: float
     updated: float
 
-    def take(self, now: float) -> float:
-        """Takes one; returns 0, or the seconds until one is there."""
+    def take(self, now: float, count: int) -> float:
+        """Takes `count`, at most what the bucket can hold; returns 0, or the seconds until they are there."""
+        count = min(count, int(self.capacity))
         rate = self.capacity / 60
         self.level = min(self.capacity, self.level + (now - self.updated) * rate)
         self.updated = now
-        if self.level >= 1:
-            self.level -= 1
+        if self.level >= count:
+            self.level -= count
             return 0.0
-        return (1 - self.level) / rate
+        return (count - self.level) / rate
 
 
 @dataclass
@@ -129,13 +130,17 @@ class KeyRing:
                 f"the key of {caller.principal!r} lacks the role '{role}'; ask the operator for a key that has it",
                 "missing_role",
             )
+        self.charge(caller, role, 1)
+
+    def charge(self, caller: Caller, role: Role, count: int) -> None:
+        """Counts `count` requests against the quota. Raises GatewayError: 429 over it."""
         limit = {Role.GENERATE: caller.requests_per_minute, Role.FEEDBACK: caller.feedback_per_minute}.get(role, 0)
-        if limit <= 0:
+        if limit <= 0 or count <= 0:
             return
         now = self.clock()
         with self._lock:
             bucket = self._buckets.setdefault((caller.principal, role), _Bucket(limit, limit, now))
-            wait = bucket.take(now)
+            wait = bucket.take(now, count)
         if wait:
             what = "requests" if role is Role.GENERATE else "feedback events"
             raise GatewayError(

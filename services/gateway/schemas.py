@@ -13,6 +13,8 @@ ModalityName = Literal["text", "image", "audio", "video"]
 MediaFormat = Literal["url", "b64"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:\-]+$")]
 Int32 = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Stop = Annotated[
     Annotated[str, Tag("·one"), Field(min_length=1, max_length=256)]
     | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Tag("·many"), Field(max_length=4)],
@@ -90,7 +92,7 @@ class AudioOptions(Strict):
 
 
 class Sampling(OpenAIRequest):
-    """What chat, images and speech share. `top_k`, `conversation_id` and `media_format` are ours."""
+    """What chat, images and speech share. `top_k`, `min_p`, `repetition_penalty` and `conversation_id` are ours."""
 
     model: Name = MODEL_NAME
     n: Annotated[int, Field(ge=1, le=16)] | None = None
@@ -98,6 +100,8 @@ class Sampling(OpenAIRequest):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Int32 | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     conversation_id: Name | None = None
@@ -111,15 +115,15 @@ class ChatRequest(Sampling):
     stream_options: StreamOptions | None = None
     stop: Stop | None = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     max_tokens: Int32 | None = None
     max_completion_tokens: Int32 | None = None
     store: bool | None = Field(None, description="false: the response is not logged and cannot be learned from")
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
     media_format: MediaFormat = Field("url", description="b64: media of the answer as data: URLs")
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-    top_logprobs: Any = None
     response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
@@ -137,10 +141,6 @@ class ChatRequest(Sampling):
     prompt_cache_retention: Any = None
 
     UNSUPPORTED: ClassVar[Unsupported] = {
-        "frequency_penalty": ((0,), "leave it out, or use temperature and top_p"),
-        "presence_penalty": ((0,), "leave it out, or use temperature and top_p"),
-        "logit_bias": (({},), "leave it out; 'modalities' chooses what the answer may contain"),
-        "top_logprobs": ((0,), "use logprobs=true, which gives the chosen tokens' log-probabilities"),
         "response_format": (({"type": "text"},), "only {'type': 'text'} is possible"),
         "tools": (([],), "leave it out; the model calls no tools"),
         "tool_choice": (("none", "auto"), "leave it out; the model calls no tools"),
@@ -158,6 +158,8 @@ class ChatRequest(Sampling):
     def _limits_agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; send max_completion_tokens alone")
         return self

@@ -62,7 +62,7 @@ class ChatChunks:
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
         elif kind == "text":
             delta = {"content": event.text.text}
-            logprobs = self._renderer.logprobs(list(event.text.token_ids), list(event.text.logprobs))
+            logprobs = self._renderer.logprobs(event.text)
         elif kind == "media":
             delta = await self._media_delta(event.media.media)
         elif kind == "finished":

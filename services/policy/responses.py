@@ -23,14 +23,16 @@ class Answer:
         self._decode = decode
         self._tokens: list[int] = []  # text tokens that stand behind the text not yet sent
         self._logprobs: list[float] = []
+        self._top: list[types_pb2.TopLogprobs] = []
         self._text = ""
         self.message = types_pb2.Message(role=types_pb2.ROLE_ASSISTANT)
 
     async def feed(self, portion: Portion) -> AsyncIterator[policy_pb2.GenerateResponse]:
-        for token, logprob in zip(portion.tokens, portion.logprobs, strict=True):
+        for at, (token, logprob) in enumerate(zip(portion.tokens, portion.logprobs, strict=True)):
             if token < self._layout.text_tokens:
                 self._tokens.append(token)
                 self._logprobs.append(logprob)
+                self._top.extend(portion.top_logprobs[at : at + 1])
             for segment in self._stream.feed([token]):
                 if isinstance(segment, str):
                     self._text += self._stop.feed(segment)
@@ -57,10 +59,11 @@ class Answer:
         text, self._text = self._text, ""
         tokens, self._tokens = self._tokens, []
         logprobs, self._logprobs = self._logprobs, []
+        top, self._top = self._top, []
         if not self.message.parts or self.message.parts[-1].WhichOneof("part") != "text":
             self.message.parts.add(text="")
         self.message.parts[-1].text += text
-        delta = policy_pb2.GenerateResponse.TextDelta(text=text, token_ids=tokens, logprobs=logprobs)
+        delta = policy_pb2.GenerateResponse.TextDelta(text=text, token_ids=tokens, logprobs=logprobs, top_logprobs=top)
         return [policy_pb2.GenerateResponse(text=delta)]
 
     def _media(self, media: types_pb2.MediaRef) -> policy_pb2.GenerateResponse:

@@ -5,34 +5,63 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from services.hosts.program import Send
 from services.policy.engine import End, Request
+from services.policy.outlets import Last, Outlet, Portion
 
 log = logging.getLogger(__name__)
 
+PORTIONS_PER_SECOND = 1000  # what services, gateway and clients carry beside the engine on the second core
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that has not ended: where it answers, and how much of it is on its way."""
+
+    request: Request
+    outlet: Outlet
+    sent: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.sent < len(self.request.output)
+
+    def take(self) -> list[Portion]:
+        """What is not sent yet, a portion for each version; it counts as sent."""
+        end = len(self.request.output)
+        portions = [
+            Portion(self.request, max(first, self.sent), min(last, end), version)
+            for version, first, last in list(self.request.spans)
+            if max(first, self.sent) < min(last, end)
+        ]
+        self.sent = end
+        return portions
+
 
 class Sender:
-    """Sends what live requests have produced since the last time: tokens that gathered meanwhile go out together.
+    """Sends what live requests have produced since the last time.
 
-    `cancel` is called with a request whose answer could not be sent.
+    A first token and an end go out at once. Between them an outlet waits for `interval_s` at most, and for less when
+    few requests run: a single stream gets every token as it is made, many get several in one message.
+    `cancel` is called with requests whose answers could not be sent.
     """
 
-    def __init__(self, name: str, cancel: Callable[[Request], None]) -> None:
+    def __init__(self, name: str, interval_s: float, cancel: Callable[[list[Request]], None]) -> None:
+        self._interval = interval_s
         self._cancel = cancel
-        self._live: dict[Request, Send] = {}  # every request that has not ended
-        self._sent: dict[Request, int] = {}
+        self._live: dict[Request, _Live] = {}
+        self._delivered: dict[Outlet, float] = {}  # when the tokens of an outlet last went out
         self._steps: queue.SimpleQueue[list[End] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"{name}-sender", daemon=True)
         self._thread.start()
 
-    def open(self, request: Request, send: Send) -> None:
+    def open(self, request: Request, outlet: Outlet) -> None:
         """From now on `request` is live; it ends with the first `End` that names it."""
-        self._sent[request] = 0
-        self._live[request] = send
+        self._live[request] = _Live(request, outlet)
 
     def is_live(self, request: Request) -> bool:
         return request in self._live
@@ -47,7 +76,14 @@ class Sender:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        while (step := self._steps.get()) is not None:
+        wait: float | None = None
+        while True:
+            try:
+                step = self._steps.get(timeout=wait)
+            except queue.Empty:
+                step = []
+            if step is None:
+                return
             ends = list(step)
             while not self._steps.empty():
                 more = self._steps.get()
@@ -55,43 +91,52 @@ class Sender:
                     self._steps.put(None)
                     break
                 ends.extend(more)
-            for request in list(self._live):
-                self._guarded(request, lambda request=request: self._send_tokens(request))  # type: ignore[misc]
-            for end in ends:
-                self._guarded(end.request, lambda end=end: self._send_end(end))  # type: ignore[misc]
+            wait = self._flush(ends, time.monotonic())
 
-    def _guarded(self, request: Request, action: Callable[[], None]) -> None:
+    def _flush(self, ends: Iterable[End], now: float) -> float | None:
+        """Sends what is due at `now`; returns in how many seconds the next is, None when there is nothing."""
+        live = list(self._live.values())
+        interval = min(self._interval, sum(one.sent > 0 for one in live) / PORTIONS_PER_SECOND)
+        portions: dict[Outlet, list[Portion]] = {}
+        lasts: dict[Outlet, list[Last]] = {}
+        for end in ends:
+            ended = self._live.pop(end.request, None)
+            if ended is not None:
+                portions.setdefault(ended.outlet, []).extend(ended.take())
+                lasts.setdefault(ended.outlet, []).append(Last(end.request, _last_answer(end)))
+        wait: float | None = None
+        outlets = {one.outlet for one in live}
+        self._delivered = {outlet: at for outlet, at in self._delivered.items() if outlet in outlets}
+        due = {outlet for outlet in outlets if now - self._delivered.get(outlet, 0.0) >= interval}
+        for one in live:
+            if not one.ready:
+                continue
+            if one.outlet in due or not one.sent:
+                if one.sent:
+                    self._delivered[one.outlet] = now
+                portions.setdefault(one.outlet, []).extend(one.take())
+            else:
+                left = self._delivered[one.outlet] + interval - now
+                wait = left if wait is None else min(wait, left)
+        for outlet in portions.keys() | lasts.keys():
+            self._deliver(outlet, portions.get(outlet, []), lasts.get(outlet, []))
+        return wait
+
+    def _deliver(self, outlet: Outlet, portions: list[Portion], lasts: list[Last]) -> None:
         try:
-            action()
+            outlet.deliver(portions, lasts)
         except Exception:  # one client's broken pipe is not the others' affair
-            log.exception("an answer could not be sent", extra={"request_id": request.request_id})
-            self._cancel(request)
+            log.exception("answers could not be sent", extra={"portions": len(portions), "ends": len(lasts)})
+            self._cancel([portion.request for portion in portions])
 
-    def _send_tokens(self, request: Request) -> None:
-        begin, end = self._sent[request], len(request.output)
-        send = self._live[request]
-        for version, first, last in list(request.spans):
-            first, last = max(first, begin), min(last, end)
-            if first < last:
-                tokens, logprobs = request.output[first:last], request.logprobs[first:last]
-                send({"tokens": tokens, "logprobs": logprobs, "version": version}, False)
-        self._sent[request] = end
 
-    def _send_end(self, end: End) -> None:
-        request = end.request
-        if request not in self._live:
-            return
-        if self._sent[request] < len(request.output):
-            self._send_tokens(request)
-        send = self._live.pop(request)
-        del self._sent[request]
-        if end.error is not None:
-            send(end.error.to_payload(), True)
-            return
-        last: dict[str, Any] = {
-            "finished": end.finished,
-            "version_spans": [list(span) for span in request.spans],
-            "sampling": asdict(request.sampling),
-            "stopped_by": request.stop.found if request.stop is not None else "",
-        }
-        send(last, True)
+def _last_answer(end: End) -> dict[str, Any]:
+    if end.error is not None:
+        return end.error.to_payload()
+    request = end.request
+    return {
+        "finished": end.finished,
+        "version_spans": [list(span) for span in request.spans],
+        "sampling": asdict(request.sampling),
+        "stopped_by": request.stop.found if request.stop is not None else "",
+    }

@@ -159,6 +159,7 @@ def _finished(asked: Asked, answer: Answer, output: Output) -> policy_pb2.Genera
             output_token_ids=output.tokens,
             output_logprobs=output.logprobs,
             message=answer.message,
+            top_logprobs=output.top_logprobs,
         )
     )
 

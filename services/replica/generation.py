@@ -1,7 +1,7 @@
 """One generation in the model host, as portions of tokens; what it produced so far is always at hand."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,11 @@ _FINISH = {
 
 @dataclass
 class Output:
-    """Tokens with the log-probability and the weights version of each."""
+    """Tokens with the log-probability and the weights version of each, and the alternatives where asked for."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[types_pb2.TopLogprobs] = field(default_factory=list)
     spans: list[types_pb2.VersionSpan] = field(default_factory=list)
     finish: types_pb2.FinishReason.ValueType = types_pb2.FINISH_REASON_UNSPECIFIED
 
@@ -52,6 +53,7 @@ class Output:
 class Portion:
     tokens: list[int]
     logprobs: list[float]
+    top_logprobs: list[types_pb2.TopLogprobs] = field(default_factory=list)  # one for each token, or none
 
 
 async def generate(
@@ -68,15 +70,21 @@ async def generate(
                 tokens = [int(token) for token in answer.get("tokens", ())]
                 if tokens:
                     logprobs = [float(value) for value in answer["logprobs"]]
+                    top_logprobs = [_alternatives(pairs) for pairs in answer.get("top", ())]
                     output.add(tokens, logprobs, str(answer["version"]))
+                    output.top_logprobs.extend(top_logprobs)
                     meter.tokens(len(tokens))
-                    yield Portion(tokens, logprobs)
+                    yield Portion(tokens, logprobs, top_logprobs)
                 if "finished" in answer:
                     output.end(answer)
         if output.finish == types_pb2.FINISH_REASON_UNSPECIFIED:
             raise HostError("INTERNAL", "the model ended its stream without saying why")
     finally:
         meter.end(output)
+
+
+def _alternatives(pairs: Sequence[tuple[int, float]]) -> types_pb2.TopLogprobs:
+    return types_pb2.TopLogprobs(token_ids=[int(token) for token, _ in pairs], logprobs=[value for _, value in pairs])
 
 
 class _Meter:

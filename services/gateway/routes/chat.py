@@ -24,6 +24,7 @@ async def chat_completions(request: Request) -> Response:
     plane, caller, links = plane_of(request), caller_of(request), links_of(request)
     plane.admit(caller, Role.GENERATE)
     chat = await read_json(request, ChatRequest, plane.settings.request_timeout_s)
+    plane.keys.charge(caller, Role.GENERATE, (chat.n or 1) - 1)
     version = plane.pinned_version(chat.model)
     asked = await asyncio.to_thread(chat_to_proto, chat, links)
     asked.policy_version = version
@@ -34,7 +35,7 @@ async def chat_completions(request: Request) -> Response:
         chat.model,
         base64=chat.media_format == "b64",
         wants_audio="audio" in (chat.modalities or ()),
-        tokens=request.app.state.tokens() if chat.logprobs else None,
+        names=request.app.state.token_names() if chat.logprobs else None,
     )
     if chat.stream:
         include_usage = chat.stream_options is not None and chat.stream_options.include_usage

@@ -78,7 +78,11 @@ class FakePolicy(policy_pb2_grpc.PolicyServiceServicer):
                 tokens += 1
                 if said == "slowly":
                     await asyncio.sleep(0.2)
-                yield Response(text=Response.TextDelta(text=piece, token_ids=[token], logprobs=[-0.5]))
+                delta = Response.TextDelta(text=piece, token_ids=[token], logprobs=[-0.5])
+                if request.sampling.top_logprobs:
+                    ids = range(token, token + request.sampling.top_logprobs)
+                    delta.top_logprobs.add(token_ids=ids, logprobs=[-0.5 - at for at in range(len(ids))])
+                yield Response(text=delta)
         for modality in wanted:
             if modality in FILES:
                 media = to_proto(self.store.put(*FILES[modality]))

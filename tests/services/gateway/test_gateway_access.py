@@ -62,6 +62,16 @@ async def test_over_the_quota_is_429_with_the_seconds_to_wait(start: Any, tmp_pa
     assert (await world.http.post("/v1/chat/completions", json=SAYS, headers=bearer("app"))).is_success
 
 
+async def test_n_choices_count_as_n_requests(start: Any, tmp_path: Path) -> None:
+    world = await start(keys_file=keys_file(tmp_path, app='roles = ["generate"]\nrequests_per_minute = 5'))
+    statuses = []
+    for n in (3, 3, 2):
+        reply = await world.http.post("/v1/chat/completions", json={**SAYS, "n": n}, headers=bearer("app"))
+        statuses.append(reply.status_code)
+    assert statuses == [200, 429, 429]  # the refused one counted as one request: one of five is left
+    assert len(world.policy.requests) == 3
+
+
 async def test_feedback_is_read_back_only_by_its_author_or_an_operator(start: Any, tmp_path: Path) -> None:
     path = keys_file(tmp_path, a='roles = ["feedback"]', b='roles = ["feedback"]', boss='roles = ["operate"]')
     world = await start(keys_file=path)
