@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     engine_resident_versions: int = Field(
         4, ge=2, description="Versions of the weights in memory: serving, its successor, and staged ones"
     )
+    stream_interval_ms: float = Field(
+        25.0, ge=0.0, description="Longest that a token waits for company on its way to the client"
+    )
     swap_mode: Literal["finish", "keep", "recompute"] = "finish"
 
     # Gateway

@@ -1,7 +1,7 @@
 """Runs requests on models that live in a Triton server, over its gRPC API.
 
-Every request has a bidirectional stream of its own on one shared HTTP/2 connection: cancelling it cancels that request
-in Triton and no other.
+Generations share a session with their model; every other request has a bidirectional stream of its own on the same
+HTTP/2 connection: cancelling it cancels that request in Triton and no other.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from services.hosts.interface import HostError, ModelHost
-from services.hosts.payload import TARGET, TENSOR, pack, unpack
-from services.hosts.placement import triton_model, triton_models
+from services.hosts.placement import triton_models
+from services.hosts.triton_messages import host_error, is_final, message_to, payload_of
+from services.hosts.triton_session import TritonSession
 
 
 class TritonHost(ModelHost):
@@ -32,6 +31,7 @@ class TritonHost(ModelHost):
             ("grpc.max_reconnect_backoff_ms", 1000),  # gRPC's own reaches 2 minutes; Triton restarts in seconds
         ]
         self._client = InferenceServerClient(url, channel_args=options)
+        self._sessions: dict[str, TritonSession] = {}
 
     async def ready(self) -> bool:
         try:
@@ -52,32 +52,49 @@ class TritonHost(ModelHost):
     ) -> AsyncGenerator[dict[str, Any], None]:
         if model not in self._models:
             raise HostError("NOT_FOUND", f"model {model!r} is not open here (open: {', '.join(self._models)})")
+        if request.get("op") == "generate":
+            answers = self._session(model).generate(request, timeout)
+        else:
+            answers = self._alone(model, request, timeout)
+        async with contextlib.aclosing(answers):
+            async for answer in answers:
+                yield answer
+
+    def _session(self, model: str) -> TritonSession:
+        """The one that is open, or a new one: Triton has been away, or there was nothing to do for a while."""
+        session = self._sessions.get(model)
+        if session is None or session.ended:
+            session = self._sessions[model] = TritonSession(self._client, model)
+        return session
+
+    async def _alone(
+        self,
+        model: str,
+        request: dict[str, Any],
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The answers to a request that has a gRPC stream of its own."""
         done = asyncio.Event()
 
         async def inputs() -> AsyncIterator[dict[str, Any]]:
-            tensor = _tensor({**request, TARGET: model})
-            yield {"model_name": triton_model(model), "inputs": [tensor], "outputs": [InferRequestedOutput(TENSOR)]}
+            yield message_to(model, request)
             await done.wait()  # a stream whose sending half is closed cannot be told from one that is finished
 
         responses = self._client.stream_infer(inputs(), stream_timeout=timeout)
-        final = False
         try:
             async for result, error in responses:
                 if error is not None:
-                    raise _host_error(error, model, timeout)
-                final = bool(result.get_response().parameters["triton_final_response"].bool_param)
-                payload = _payload(result.as_numpy(TENSOR))
+                    raise host_error(error, model, timeout)
+                payload = payload_of(result)
                 if payload is not None:
                     if "error" in payload:
                         raise HostError.from_payload(payload["error"])
                     yield payload
-                if final:
+                if is_final(result):
                     return
             raise HostError("UNAVAILABLE", f"Triton ended the stream of {model} early")
-        except InferenceServerException as error:
-            raise _host_error(error, model, timeout) from error
-        except grpc.RpcError as error:
-            raise _rpc_error(error, model, timeout) from error
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise host_error(error, model, timeout) from error
         finally:
             done.set()
             responses.cancel()
@@ -95,37 +112,6 @@ class TritonHost(ModelHost):
         raise HostError("INTERNAL", f"{model} gave no answer")
 
     async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
         await self._client.close()
-
-
-def _tensor(request: dict[str, Any]) -> InferInput:
-    data = np.frombuffer(pack(request), dtype=np.uint8)
-    tensor = InferInput(TENSOR, list(data.shape), "UINT8")
-    tensor.set_data_from_numpy(data)
-    return tensor
-
-
-def _payload(data: np.ndarray | None) -> dict[str, Any] | None:
-    return unpack(data.tobytes()) if data is not None and data.size else None
-
-
-def _host_error(error: InferenceServerException, model: str, timeout: float | None) -> HostError:
-    status, message = str(error.status() or ""), str(error.message() or error)
-    code = status.removeprefix("StatusCode.")
-    if code == "DEADLINE_EXCEEDED":
-        return HostError(code, f"{model} did not answer within {timeout} s")
-    if code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND"):
-        return HostError(code, f"Triton: {message}")
-    if "is not found" in message or "unknown model" in message or "is not ready" in message:
-        return HostError("UNAVAILABLE", f"Triton does not serve {model} now: {message}")
-    return HostError("INTERNAL", f"Triton: {message}")
-
-
-def _rpc_error(error: grpc.RpcError, model: str, timeout: float | None) -> HostError:
-    code = error.code() if hasattr(error, "code") else None
-    details = error.details() if hasattr(error, "details") else str(error)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return HostError("DEADLINE_EXCEEDED", f"{model} did not answer within {timeout} s")
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return HostError("UNAVAILABLE", f"Triton cannot be reached: {details}")
-    return HostError(code.name if code is not None else "INTERNAL", f"Triton: {details}")

@@ -4,9 +4,11 @@ The critique model is the same program with weights of another lineage. A new pr
 loads and activates the promoted version, so a restarted engine never answers with weights nobody chose.
 
 Requests (`op`):
-- `generate`: `request_id`, `prompt` (token ids), `sampling` (`temperature`, `top_p`, `top_k`, `seed`, `max_tokens`,
-  `stop`), `modalities` (None: all), `version` ("" or a pin). Answers: any number of `{tokens, logprobs, version}`, then
-  `{finished, version_spans, sampling, stopped_by}`, where `sampling` has the defaults and the seed filled in.
+- `generate`: `request_id`, `prompt` (token ids), `sampling`, `modalities` (None: all), `version` ("" or a pin), `key`
+  (who asks). Answers: any number of `{tokens, logprobs, version}` (int32 and float32 arrays, `top`, the alternatives,
+  beside them where asked for), then `{finished, version_spans, sampling, stopped_by}`, where `sampling` has the
+  defaults and the seed filled in.
+- `attach` (`session`), `generate` with `session` and `stream`, `cancel` (`session`, `stream`): see `sessions`.
 - `load` (`version`, `path`, `digest`), `activate` (`version`, `mode`), `unload` (`version`), `status`: one answer each.
 """
 
@@ -21,8 +23,10 @@ from services.hosts.interface import HostError
 from services.hosts.program import Cancel, Send, answer_of
 from services.policy.engine import End, Engine, EngineRunner, Request
 from services.policy.engine.forward import ForwardOptions
+from services.policy.outlets import OwnAnswers, Session
 from services.policy.requests import RequestReader
 from services.policy.sender import Sender
+from services.policy.sessions import Sessions
 from services.policy.weights_ops import WeightsOperations, status_of
 
 
@@ -44,7 +48,8 @@ class PolicyProgram:
             )
 
         self._control = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-control")
-        self._sender = Sender(name, self._cancel)
+        self._sender = Sender(name, settings.stream_interval_ms / 1000, self._cancel)
+        self._sessions = Sessions(self._cancel)
         self._runner = EngineRunner(new_engine(), self._sender.step, name=f"{name}-engine", rebuild=new_engine)
         self._weights = WeightsOperations(
             self._runner,
@@ -65,10 +70,12 @@ class PolicyProgram:
             status = self._runner.call(status_of)
             status.add_done_callback(lambda future: send(answer_of(future.result), True))
             return lambda: None
+        if operation in ("attach", "cancel"):
+            return self._in_session(request, send)
         operations = {"load": self._weights.load, "activate": self._weights.activate, "unload": self._weights.unload}
         action = operations.get(str(operation))
         if action is None:
-            known = ", ".join(["generate", "status", *operations])
+            known = ", ".join(["generate", "attach", "cancel", "status", *operations])
             send(HostError("INVALID_ARGUMENT", f"unknown op {operation!r}; known: {known}").to_payload(), True)
         else:
             self._control.submit(lambda: send(answer_of(lambda: action(request)), True))
@@ -78,18 +85,31 @@ class PolicyProgram:
         self._control.shutdown(wait=True, cancel_futures=True)
         self._runner.close()
         self._sender.close()
+        self._sessions.close()
 
     def _generate(self, payload: dict[str, Any], send: Send) -> Cancel:
+        session: Session | None = None
         try:
             request = self._reader.request(payload)
+            if "session" in payload:
+                session, stream = self._sessions.find(payload)
+                session.open(stream, request)
         except (TypeError, ValueError) as error:
             send(HostError("INVALID_ARGUMENT", f"malformed generate request: {error}").to_payload(), True)
             return lambda: None
         except HostError as error:
             send(error.to_payload(), True)
             return lambda: None
-        self._sender.open(request, send)
+        self._sender.open(request, session or OwnAnswers(send))
+        self._start(request)
+        if session is None:
+            return lambda: self._cancel([request])
+        if session.request(stream) is not request:  # it ended, or its session did before the engine knew of it
+            self._cancel([request])
+        send({}, True)
+        return lambda: None
 
+    def _start(self, request: Request) -> None:
         def start(engine: Engine) -> None:
             try:
                 engine.submit(request)
@@ -103,8 +123,27 @@ class PolicyProgram:
                 self._sender.step([End(request, error=refused)])
 
         self._runner.call(start).add_done_callback(started)
-        return lambda: self._cancel(request)
 
-    def _cancel(self, request: Request) -> None:
-        if self._sender.is_live(request):
-            self._runner.call(lambda engine: engine.cancel(request))
+    def _in_session(self, payload: dict[str, Any], send: Send) -> Cancel:
+        try:
+            if payload["op"] == "attach":
+                return self._sessions.attach(payload, send)
+            session, stream = self._sessions.find(payload)
+        except HostError as error:
+            send(error.to_payload(), True)
+            return lambda: None
+        request = session.request(stream)
+        if request is not None:
+            self._cancel([request])
+        send({}, True)
+        return lambda: None
+
+    def _cancel(self, requests: list[Request]) -> None:
+        live = [request for request in requests if self._sender.is_live(request)]
+        if live:
+            self._runner.call(lambda engine: _cancel_all(engine, live))
+
+
+def _cancel_all(engine: Engine, requests: list[Request]) -> None:
+    for request in requests:
+        engine.cancel(request)

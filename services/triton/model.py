@@ -56,8 +56,9 @@ class TritonPythonModel:
                 log.exception("a request could not be started")
                 answer.send(HostError("INTERNAL", repr(error)).to_payload(), True)
             else:
-                self._open[answer] = cancel
-                self._wake.set()
+                if not answer.ended:
+                    self._open[answer] = cancel
+                    self._wake.set()
 
     def _program(self, name: str) -> Program:
         if name in self._programs:

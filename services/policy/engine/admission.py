@@ -20,9 +20,8 @@ class FairQueue:
     """One request per key in turn; in the order they came within a key. An accepted request is never dropped.
 
     At most `limit` wait. A key is refused once it holds four times the places that are free, the dynamic threshold of
-    Choudhury and Hahne (IEEE/ACM ToN 6(2), 1998): one key alone gets four fifths of the queue, two get four ninths each,
-    and there is always room for one that has nothing here yet. Their prompts are bounded with them: none is
-    longer than the engine takes.
+    Choudhury and Hahne (IEEE/ACM ToN 6(2), 1998): one key alone gets four fifths of the queue, two get four ninths
+    each, and a newcomer finds room. Their prompts are bounded with them: none is longer than the engine takes.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
