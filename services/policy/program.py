@@ -9,7 +9,10 @@ Requests (`op`):
   beside them where asked for), then `{finished, version_spans, sampling, stopped_by}`, where `sampling` has the
   defaults and the seed filled in.
 - `attach` (`session`), `generate` with `session` and `stream`, `cancel` (`session`, `stream`): see `sessions`.
-- `load` (`version`, `path`, `digest`), `activate` (`version`, `mode`), `unload` (`version`), `status`: one answer each.
+- `score`: `sequences` (each `prompt` and `output` token ids, `modalities`, `max_tokens`), `grammar`, `version`. One
+  answer, `{logprobs, version}`: a float32 array for each sequence.
+- `load` (`version`, `path`, `digest`, `urgent`), `activate` (`version`, `mode`), `unload` (`version`), `status`: one
+  answer each.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from services.policy.engine import End, Engine, EngineRunner, Request
 from services.policy.engine.forward import ForwardOptions
 from services.policy.outlets import OwnAnswers, Session
 from services.policy.requests import RequestReader
+from services.policy.scoring import Scorer
 from services.policy.sender import Sender
 from services.policy.sessions import Sessions
 from services.policy.weights_ops import WeightsOperations, status_of
@@ -60,12 +64,15 @@ class PolicyProgram:
             settings.engine_resident_versions,
             ForwardOptions(settings.engine_max_tokens, settings.engine_dtype, settings.engine_compile),
         )
+        self._scorer = Scorer(self._runner, self._reader.masks, settings.engine_max_tokens, name)
         self._runner.start()
 
     def submit(self, request: dict[str, Any], send: Send) -> Cancel:
         operation = request.get("op")
         if operation == "generate":
             return self._generate(request, send)
+        if operation == "score":
+            return self._score(request, send)
         if operation == "status":  # never behind a load
             status = self._runner.call(status_of)
             status.add_done_callback(lambda future: send(answer_of(future.result), True))
@@ -75,7 +82,7 @@ class PolicyProgram:
         operations = {"load": self._weights.load, "activate": self._weights.activate, "unload": self._weights.unload}
         action = operations.get(str(operation))
         if action is None:
-            known = ", ".join(["generate", "attach", "cancel", "status", *operations])
+            known = ", ".join(["generate", "score", "attach", "cancel", "status", *operations])
             send(HostError("INVALID_ARGUMENT", f"unknown op {operation!r}; known: {known}").to_payload(), True)
         else:
             self._control.submit(lambda: send(answer_of(lambda: action(request)), True))
@@ -83,6 +90,7 @@ class PolicyProgram:
 
     def close(self) -> None:
         self._control.shutdown(wait=True, cancel_futures=True)
+        self._scorer.close()
         self._runner.close()
         self._sender.close()
         self._sessions.close()
@@ -136,6 +144,16 @@ class PolicyProgram:
         if request is not None:
             self._cancel([request])
         send({}, True)
+        return lambda: None
+
+    def _score(self, payload: dict[str, Any], send: Send) -> Cancel:
+        try:
+            return self._scorer.submit(payload, send)
+        except (TypeError, ValueError, KeyError) as error:
+            refusal = HostError("INVALID_ARGUMENT", f"malformed score request: {error!r}")
+        except HostError as error:
+            refusal = error
+        send(refusal.to_payload(), True)
         return lambda: None
 
     def _cancel(self, requests: list[Request]) -> None:

@@ -128,15 +128,16 @@ class EngineRunner:
             call.future.set_exception(self._stopped())
 
     def _drain(self) -> bool:
-        """Runs what waits in the inbox; sleeps on it when there is nothing else to do. False: stop."""
-        while True:
-            try:
-                call = self._inbox.get(block=not self._engine.busy)
-            except queue.Empty:
-                return True
+        """Runs what waits in the inbox, and no more: calls that come one after another leave room for steps between
+        them. Sleeps on the inbox when there is nothing else to do. False: stop."""
+        waiting = self._inbox.qsize()
+        while waiting > 0 or not self._engine.busy:
+            call = self._inbox.get()
             if call is None:
                 return False
             call.run(self._engine)
+            waiting -= 1
+        return True
 
     def _stopped(self) -> HostError:
         why = f": {self.failure}" if self.failure is not None else ""

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.interface import Chunk, ForwardOptions
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.key_values import KeyValueCache, row_view
 from services.policy.engine.forward.linear import Linear, linear
 from services.policy.engine.forward.masks import additive, slides, window_of
@@ -121,7 +121,7 @@ class FusedForward:
         self._run(tokens, at, attend)
 
     @torch.inference_mode()
-    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+    def score(self, sequences: list[list[int]], masks: ScoreMasks | None = None) -> list[torch.Tensor]:
         lengths = [len(sequence) for sequence in sequences]
         tokens = torch.tensor([token for sequence in sequences for token in sequence])
         at = torch.cat([torch.arange(length) for length in lengths])
@@ -137,10 +137,14 @@ class FusedForward:
 
         hidden = self._run(tokens, at, attend)
         scores = torch.empty(len(tokens))
+        # The last token of a sequence is followed by another sequence: what is computed there falls away below.
+        mask_rows = [row for rows in masks.rows for row in (*rows, 0)] if masks is not None else []
         for begin in range(0, len(tokens), _SCORED_TOKENS):
             logits = self._output(hidden[begin : begin + _SCORED_TOKENS])
             following = tokens[begin + 1 : begin + 1 + len(logits)]
             logits = logits[: len(following)]  # nothing follows the last token of all
+            if masks is not None:
+                logits = logits + masks.table[mask_rows[begin : begin + len(logits)]]
             chosen = logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(-1)
             scores[begin : begin + len(chosen)] = chosen
         return [scores[first : last - 1].clone() for first, last in spans]

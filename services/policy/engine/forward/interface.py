@@ -26,6 +26,15 @@ class Chunk:
     tokens: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreMasks:
+    """What may follow where: tokens 1 .. n-1 of sequence i are scored under rows `rows[i]` of `table`, which are added
+    to the logits."""
+
+    table: torch.Tensor  # [masks, vocabulary], 0 or -inf
+    rows: list[list[int]]
+
+
 class RowCache(Protocol):
     """What the model remembers of each sequence, in rows of fixed length, allocated once."""
 
@@ -58,6 +67,6 @@ class Forward(Protocol):
         """
         ...
 
-    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+    def score(self, sequences: list[list[int]], masks: ScoreMasks | None = None) -> list[torch.Tensor]:
         """Per sequence of n tokens, the float32 log-probabilities `[n - 1]` of tokens 1 .. n-1. Touches no cache."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.interface import Chunk, ForwardOptions
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.masks import additive, window_of
 from services.policy.engine.forward.slot_cache import SlotCache
 
@@ -41,8 +41,8 @@ class TransformersForward:
     def decode(self, cache: SlotCache, rows: list[int], tokens: list[int], positions: list[int]) -> torch.Tensor:
         return self._forward(cache, rows, [[token] for token in tokens], positions)[:, -1].float()
 
-    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
-        return score_padded(self._model, sequences)
+    def score(self, sequences: list[list[int]], masks: ScoreMasks | None = None) -> list[torch.Tensor]:
+        return score_padded(self._model, sequences, masks)
 
     @torch.inference_mode()
     def _forward(
@@ -71,11 +71,16 @@ class TransformersForward:
 
 
 @torch.inference_mode()
-def score_padded(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
+def score_padded(
+    model: PreTrainedModel, sequences: list[list[int]], masks: ScoreMasks | None = None
+) -> list[torch.Tensor]:
     """`Forward.score` in one padded batch; padding on the right is out of sight of a causal model."""
     longest = max(len(sequence) for sequence in sequences)
     padded = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
     logits: Any = model(input_ids=padded, use_cache=False).logits.float()
     logits, following = logits[:, :-1], padded[:, 1:, None]
+    if masks is not None:
+        for row, mask_rows in zip(logits, masks.rows, strict=True):
+            row[: len(mask_rows)] += masks.table[mask_rows]
     scores = logits.gather(-1, following)[..., 0] - logits.logsumexp(-1)
     return [row[: len(sequence) - 1].clone() for row, sequence in zip(scores, sequences, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.interface import Chunk, ForwardOptions
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.transformers_forward import score_padded
 
 
@@ -51,5 +51,5 @@ class UncachedForward:
         last: torch.Tensor = logits[torch.arange(len(rows)), at].float()
         return last
 
-    def score(self, sequences: list[list[int]]) -> list[torch.Tensor]:
-        return score_padded(self._model, sequences)
+    def score(self, sequences: list[list[int]], masks: ScoreMasks | None = None) -> list[torch.Tensor]:
+        return score_padded(self._model, sequences, masks)

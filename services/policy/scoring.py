@@ -1,0 +1,179 @@
+"""Log-probabilities of given outputs, beside the requests that run.
+
+Scoring happens on the engine's thread, one slice between two decode steps: a slice is a forward of a few hundred tokens
+at most, so running streams wait for one of them at a time. A thread of its own would not wait, but it would take its
+share of the cores from every step instead of a known piece between two, and the forward keeps scratch memory that two
+threads must not share.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.hosts.interface import HostError
+from services.hosts.program import Cancel, Send
+from services.policy.engine import Engine, EngineRunner, WeightSet
+from services.policy.engine.answer_masks import FREE_ROW, MaskTable
+from services.policy.engine.forward.interface import ScoreMasks
+
+SLICE_TOKENS = 256  # padded tokens of one forward; a longer sequence is a slice of its own
+MAX_SEQUENCES = 256
+MAX_TOKENS = 65536  # of all sequences of a call
+_QUEUE = 16  # calls that may wait
+_UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    prompt: list[int]
+    output: list[int]
+    rows: list[int]  # of the mask table, one per output token
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+
+@dataclass(eq=False)
+class _Job:
+    sequences: list[ScoredSequence]
+    version: str
+    send: Send
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Scorer:
+    """Runs `score` requests one after another, each in slices. `close` it before the runner."""
+
+    def __init__(self, runner: EngineRunner, masks: MaskTable, max_tokens: int, name: str) -> None:
+        """`max_tokens` bounds each sequence."""
+        self._runner = runner
+        self._masks = masks
+        self._max_tokens = max_tokens
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._ending = threading.Lock()  # a job is either in the queue before it is emptied, or refused
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"{name}-scorer", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: dict[str, Any], send: Send) -> Cancel:
+        """Raises HostError INVALID_ARGUMENT, RESOURCE_EXHAUSTED; TypeError and ValueError on a malformed request."""
+        job = _Job(self._sequences(request), str(request.get("version") or ""), send)
+        with self._ending:
+            if self._closed:
+                raise _closed()
+            if self._jobs.qsize() >= _QUEUE:
+                raise HostError("RESOURCE_EXHAUSTED", f"{_QUEUE} score requests are waiting already; retry in a second")
+            self._jobs.put(job)
+        return job.cancelled.set
+
+    def close(self) -> None:
+        """Ends what waits and what runs with UNAVAILABLE, at the next slice."""
+        with self._ending:
+            self._closed = True
+            self._jobs.put(None)
+        self._thread.join(10.0)
+
+    def _sequences(self, request: dict[str, Any]) -> list[ScoredSequence]:
+        asked = list(request["sequences"])
+        if not asked:
+            raise HostError("INVALID_ARGUMENT", "there are no sequences to score")
+        if len(asked) > MAX_SEQUENCES:
+            raise HostError("INVALID_ARGUMENT", f"{len(asked)} sequences in one call, {MAX_SEQUENCES} are allowed")
+        sequences = [self._sequence(i, one, bool(request.get("grammar"))) for i, one in enumerate(asked)]
+        total = sum(map(len, sequences))
+        if total > MAX_TOKENS:
+            raise HostError("INVALID_ARGUMENT", f"{total} tokens in one call, {MAX_TOKENS} are allowed: send fewer")
+        return sequences
+
+    def _sequence(self, number: int, asked: dict[str, Any], grammar: bool) -> ScoredSequence:
+        prompt, output = ([int(token) for token in asked[name]] for name in ("prompt", "output"))
+        where = f"sequences[{number}]"
+        if not prompt or not output:
+            raise HostError("INVALID_ARGUMENT", f"{where} needs a prompt and an output of at least one token each")
+        if len(prompt) + len(output) > self._max_tokens:
+            raise HostError(
+                "INVALID_ARGUMENT",
+                f"{where} has {len(prompt) + len(output)} tokens; prompt and output together hold {self._max_tokens}",
+            )
+        width = self._masks.rows.shape[1]
+        if not all(0 <= token < width for token in (*prompt, *output)):
+            raise HostError("INVALID_ARGUMENT", f"token ids of {where} must be in [0, {width})")
+        if not grammar:
+            return ScoredSequence(prompt, output, [FREE_ROW] * len(output))
+        limit = int(asked.get("max_tokens") or 0) or _UNLIMITED
+        if len(output) > limit:
+            raise HostError("INVALID_ARGUMENT", f"{where} has {len(output)} output tokens, over its max_tokens {limit}")
+        answer = self._masks.answer(asked.get("modalities"), limit)
+        rows = []
+        for at, token in enumerate(output):
+            rows.append(answer.row(limit - at))
+            answer.advance(token)
+        return ScoredSequence(prompt, output, rows)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                answer = self._score(job)
+            except HostError as error:
+                answer = error.to_payload()
+            except Exception as error:
+                answer = HostError("INTERNAL", f"scoring failed: {error}").to_payload()
+            job.send(answer, True)
+
+    def _score(self, job: _Job) -> dict[str, Any]:
+        weights = self._runner.call(lambda engine: _acquire(engine, job.version)).result()
+        try:
+            scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(job.sequences)
+            for part in slices([len(sequence) for sequence in job.sequences]):
+                if self._closed:
+                    raise _closed()
+                if job.cancelled.is_set():
+                    raise HostError("CANCELLED", "cancelled before all was scored")
+                chosen = [job.sequences[i] for i in part]
+                found = self._runner.call(lambda _: score(weights, chosen, self._masks.rows)).result()  # noqa: B023
+                for i, logprobs in zip(part, found, strict=True):
+                    scores[i] = logprobs.numpy()
+        finally:
+            self._runner.call(lambda engine: engine.weights.release(weights))
+        return {"logprobs": scores, "version": weights.version}
+
+
+def _closed() -> HostError:
+    return HostError("UNAVAILABLE", "the model is being unloaded")
+
+
+def _acquire(engine: Engine, version: str) -> WeightSet:
+    if not version:
+        if engine.weights.serving is None:
+            raise HostError("UNAVAILABLE", "no weights are active yet")
+        version = engine.weights.serving.version
+    return engine.weights.acquire(version)
+
+
+def slices(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of at most `SLICE_TOKENS` padded tokens, alike lengths together."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= SLICE_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def score(weights: WeightSet, sequences: Sequence[ScoredSequence], masks: torch.Tensor) -> list[torch.Tensor]:
+    """Float32 log-probabilities of the output tokens at temperature 1, under the mask of each."""
+    tokens = [one.prompt + one.output for one in sequences]
+    if any(any(one.rows) for one in sequences):
+        rows = [[FREE_ROW] * (len(one.prompt) - 1) + one.rows for one in sequences]
+        scores = weights.forward.score(tokens, ScoreMasks(masks, rows))
+    else:
+        scores = weights.forward.score(tokens)
+    return [all_of_it[len(one.prompt) - 1 :] for all_of_it, one in zip(scores, sequences, strict=True)]
