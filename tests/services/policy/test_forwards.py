@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from services.policy.engine import Engine, Request, Sampling, WeightSet
-from services.policy.engine.forward import Chunk, ForwardOptions, NoForward, build_forward
+from services.policy.engine.forward import Chunk, ForwardOptions, NoForward, build_forward, choose, fused
 from services.policy.engine.forward.linear import linear, packing_works
 
 VOCABULARY = 97
@@ -156,8 +156,6 @@ def test_bfloat16_weights_stay_close_to_float32() -> None:
 def test_a_forward_that_does_not_agree_with_its_model_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from services.policy.engine.forward import choose, fused
-
     def wrong(model: PreTrainedModel) -> torch.Tensor:
         return model.model.embed_tokens.weight.detach() * 1.5
 
@@ -170,6 +168,38 @@ def test_a_forward_that_does_not_agree_with_its_model_is_passed_over(
     assert said == ["LlamaForCausalLM runs by the transformers forward (fused: its logits are not the model's)"]
     with pytest.raises(NoForward, match="its logits are not the model's"):
         build_forward(_model("llama"), ForwardOptions(length=64), kind="fused")
+
+
+def test_where_nothing_compiles_the_step_runs_uncompiled_and_a_warning_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no C++ compiler was found\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(choose, "_said", set())
+    for _ in range(2):
+        assert build_forward(_model("qwen3"), ForwardOptions(length=64, compile=True)).kind == "fused"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            "Qwen3ForCausalLM runs by the fused forward (fused, compiled: RuntimeError: no C++ compiler was found)",
+        )
+    ]
+
+
+@pytest.mark.e2e  # it compiles for ten seconds
+def test_a_compiled_step_gives_what_the_plain_one_gives() -> None:
+    model = _model("qwen3")
+    plain = build_forward(model, ForwardOptions(length=64))
+    compiled = build_forward(model, ForwardOptions(length=64, compile=True), kind="fused")
+    for rows in (1, 3):
+        logits = []
+        for forward in (plain, compiled):
+            cache = forward.new_cache(4, 64)
+            forward.read(cache, [Chunk(row, 0, [1, 2, 3 + row]) for row in range(rows)])
+            logits.append(forward.decode(cache, list(range(rows)), [9] * rows, [3] * rows))
+        assert torch.allclose(*logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 32])

@@ -42,14 +42,15 @@ def build_forward(model: PreTrainedModel, options: ForwardOptions, kind: str = "
             try:
                 forward = _KINDS[name](model, tried)
                 if agrees(model, forward, tried):
-                    _say_once(type(model).__name__, name, reasons)
+                    _say_once(type(model).__name__, name, reasons, warn=options.compile and not tried.compile)
                     return forward
-                reasons.append(f"{name}: its logits are not the model's")
-            except Unsupported as reason:
-                reasons.append(f"{name}: {reason}")
+                reason = "its logits are not the model's"
+            except Unsupported as unsupported:
+                reasons.append(f"{name}: {unsupported}")
                 break
-            except Exception as error:  # whatever a foreign architecture does here, the next way is tried
-                reasons.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            except Exception as error:  # whatever a foreign architecture or a compiler does here, there is another way
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reasons.append(f"{name}{', compiled' if tried.compile else ''}: {reason}")
     raise NoForward(f"{type(model).__name__} does not run: {'; '.join(reasons)}")
 
 
@@ -79,8 +80,8 @@ def agrees(model: PreTrainedModel, forward: Forward, options: ForwardOptions) ->
     return True
 
 
-def _say_once(model: str, kind: str, reasons: list[str]) -> None:
+def _say_once(model: str, kind: str, reasons: list[str], warn: bool) -> None:
     if (model, kind) not in _said:
         _said.add((model, kind))
-        level = logging.WARNING if kind == UncachedForward.kind else logging.INFO
+        level = logging.WARNING if warn or kind == UncachedForward.kind else logging.INFO
         log.log(level, "%s runs by the %s forward%s", model, kind, f" ({'; '.join(reasons)})" if reasons else "")
