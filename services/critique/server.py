@@ -12,7 +12,7 @@ import grpc
 from anyloop.log import CRITIQUES
 from anyloop.modality import Modality
 from anyloop.sequence import SegmentStream
-from protos.anyloop.v1 import critique_pb2, critique_pb2_grpc, events_pb2, types_pb2
+from protos.anyloop.v1 import critique_pb2, critique_pb2_grpc, events_pb2, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
 from services.replica.deadline import Deadline
 from services.replica.generation import Output, generate
@@ -20,6 +20,7 @@ from services.replica.inflight import InFlight, relay
 from services.replica.prompts import PromptBuilder, check_identifier
 from services.replica.recorder import Recorder
 from services.replica.sampling import SamplingDefaults, resolve, to_host
+from services.replica.scoring import Scores
 from services.rpc.errors import invalid
 
 SERVICE = critique_pb2.DESCRIPTOR.services_by_name["CritiqueService"].full_name
@@ -57,6 +58,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         self._defaults = defaults
         self._capacity = capacity
         self._longest_seconds = longest_seconds
+        self._scores = Scores(host, MODEL, prompts, inflight, longest_seconds)
 
     async def Critique(
         self, request: critique_pb2.CritiqueRequest, context: grpc.aio.ServicerContext
@@ -65,6 +67,11 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         async with aclosing(relay(context, self._inflight, partial(self._answer, request, deadline))) as events:
             async for event in events:
                 yield event
+
+    async def Score(
+        self, request: scoring_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> scoring_pb2.ScoreResponse:
+        return await self._scores.answer(request, context)
 
     async def _answer(self, request: critique_pb2.CritiqueRequest, deadline: Deadline, send: Send) -> None:
         asked = await self._check(request, deadline)

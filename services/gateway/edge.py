@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc
+from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc, scoring_pb2
 from services.gateway.body import BODIES_IN_FLIGHT
 from services.gateway.dataplane import DataPlane
 from services.gateway.errors import GatewayError, Status, unavailable
@@ -61,6 +61,11 @@ class EdgePolicy(policy_pb2_grpc.PolicyServiceServicer):
             await _abort(context, error)
         except Exception as error:
             await _fail(context, error)
+
+    async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> scoring_pb2.ScoreResponse:
+        """For the trainer and the gate, behind the gateway."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "scores are served inside the cluster, not to clients")
+        raise AssertionError("abort raises")
 
 
 class EdgeFeedback(feedback_pb2_grpc.FeedbackServiceServicer):

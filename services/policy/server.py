@@ -12,7 +12,7 @@ import grpc
 from anyloop.log import RESPONSES
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
-from protos.anyloop.v1 import events_pb2, policy_pb2, policy_pb2_grpc, types_pb2
+from protos.anyloop.v1 import events_pb2, policy_pb2, policy_pb2_grpc, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
 from services.policy.responses import Answer
 from services.replica.deadline import Deadline
@@ -21,6 +21,7 @@ from services.replica.inflight import InFlight, relay
 from services.replica.prompts import MediaCodes, PromptBuilder, check_identifier, proto_modality
 from services.replica.recorder import Recorder
 from services.replica.sampling import SamplingDefaults, resolve, to_host
+from services.replica.scoring import Scores
 from services.rpc.errors import invalid
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -63,6 +64,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         self._defaults = defaults
         self._capacity = capacity
         self._longest_seconds = longest_seconds
+        self._scores = Scores(host, MODEL, prompts, inflight, longest_seconds)
 
     async def Generate(
         self, request: policy_pb2.GenerateRequest, context: grpc.aio.ServicerContext
@@ -71,6 +73,11 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         async with aclosing(relay(context, self._inflight, partial(self._answer, request, deadline))) as events:
             async for event in events:
                 yield event
+
+    async def Score(
+        self, request: scoring_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> scoring_pb2.ScoreResponse:
+        return await self._scores.answer(request, context)
 
     async def _answer(self, request: policy_pb2.GenerateRequest, deadline: Deadline, send: Send) -> None:
         asked = await self._check(request, deadline)

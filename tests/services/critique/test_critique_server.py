@@ -14,7 +14,7 @@ from anyloop.media.store import to_proto
 from anyloop.registry import announce
 from anyloop.registry.announce import PROMOTED
 from anyloop.sequence import Sequencer, Turn
-from protos.anyloop.v1 import critique_pb2, types_pb2
+from protos.anyloop.v1 import critique_pb2, scoring_pb2, types_pb2
 from protos.anyloop.v1.critique_pb2_grpc import CritiqueServiceStub
 from tests.services.running_replica import SERVING, Running, message, publish_variant, running, settings_for, user
 
@@ -63,6 +63,22 @@ async def test_a_rendered_prompt_gives_the_same_critique_and_no_event(critic: Ru
     assert (await ask(critic, request))[-1].finished == whole
     await asyncio.sleep(0.3)
     assert list(critic.log.read(CRITIQUES)) == []
+
+
+async def test_scores_equal_what_the_critic_sampled(critic: Running, random_omni: Path) -> None:
+    sequencer = Sequencer.from_pretrained(random_omni)
+    prompt = sequencer.critique_prompt([Turn("user", ("Draw a red circle.",))], ["no"])
+    finished = (await ask(critic, about("no")))[-1].finished
+    sequence = scoring_pb2.ScoreSequence(
+        prompt_token_ids=prompt,
+        output_token_ids=finished.output_token_ids,
+        modalities=[types_pb2.MODALITY_TEXT],
+        max_tokens=20,
+    )
+    request = scoring_pb2.ScoreRequest(sequences=[sequence], grammar=True)
+    scored = await CritiqueServiceStub(critic.channel).Score(request, timeout=30)
+    assert scored.version == "critique-000000"
+    assert list(scored.scores[0].logprobs) == pytest.approx(list(finished.output_logprobs), abs=1e-4)
 
 
 async def test_the_critique_lineage_swaps_by_itself(critic: Running, other_omni: Path) -> None:

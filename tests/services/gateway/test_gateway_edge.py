@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from anyloop.log import FEEDBACK
-from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc, types_pb2
+from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc, scoring_pb2, types_pb2
 from services.gateway.edge import HeldBytes
 from services.gateway.errors import GatewayError
 from services.gateway.keys import hash_key
@@ -49,6 +49,13 @@ async def test_generate_streams_and_stores_inline_media(world: Any, fake: Module
     assert seen.principal == "anonymous"  # what the client claims is not believed
     assert events[0].started.response_id == seen.response_id != ""
     assert world.store.get(seen.messages[0].parts[1].media.sha256) == fake.RED
+
+
+async def test_scores_are_not_for_clients(world: Any) -> None:
+    async with world.channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await policy_pb2_grpc.PolicyServiceStub(channel).Score(scoring_pb2.ScoreRequest())
+    assert error.value.code() is Code.UNIMPLEMENTED
 
 
 async def test_feedback_is_in_the_log_when_the_call_returns(world: Any) -> None:
