@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anyloop.sequence import Sequencer
+from anyloop.sequence.token_bytes import TokenBytes
 from services.hosts.interface import HostError
 from services.policy.engine import Request, Sampling
 from services.policy.engine.answer_masks import MaskTable
@@ -25,6 +26,7 @@ class RequestReader:
         self.sequencer = Sequencer.from_pretrained(model_dir)
         vocabulary = int(json.loads((model_dir / "config.json").read_text()).get("vocab_size", 0))
         self.masks = MaskTable(self.sequencer.layout, vocabulary)
+        self._bytes = TokenBytes(self.sequencer.tokenizer)
         self._defaults = _generation_defaults(model_dir)
         self._max_tokens = max_tokens
 
@@ -56,7 +58,7 @@ class RequestReader:
             key=str(payload.get("key") or ""),
             pin=str(payload.get("version") or ""),
             answer=self.masks.answer(payload.get("modalities"), sampling.max_tokens),
-            stop=StopStrings(stop, self.sequencer.decode_text, text_tokens) if stop else None,
+            stop=StopStrings(stop, self._bytes.of, text_tokens) if stop else None,
         )
 
     def _sampling(self, asked: dict[str, Any], room: int) -> Sampling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from anyloop.sequence import Codes, Sequencer
 from services.hosts.interface import HostError
 from services.policy.engine import Engine, Request, Sampling, load_checkpoint
 from services.policy.engine.answer_masks import MaskTable
+from services.policy.engine.sampler import sample
 from tests.models.random_omni import build_random_omni
 
 
@@ -41,6 +43,65 @@ def _answers(
     while engine.busy:
         assert all(end.error is None for end in engine.step())
     return [request.output for request in requests]
+
+
+def _random_draws(sequencer: Sequencer, modalities: list[str], sampling: list[Sampling]) -> list[list[int]]:
+    """Answers drawn from logits that know nothing of the grammar: what is well formed is the masks' doing."""
+    masks = MaskTable(sequencer.layout, sequencer.layout.vocabulary_size)
+    requests = [Request("r", [1, 2], each, answer=masks.answer(modalities, each.max_tokens)) for each in sampling]
+    running = list(requests)
+    noise = torch.Generator().manual_seed(0)
+    while running:
+        rows = [request.answer.row(request.remaining) for request in running if request.answer is not None]
+        logits = 4 * torch.randn(len(running), masks.rows.shape[1], generator=noise) + masks.rows[rows]
+        for request, token in zip(running, sample(logits, running).tokens, strict=True):
+            request.append(token, 0.0, "v")
+            assert request.answer is not None
+            request.answer.advance(token)
+        end = sequencer.layout.end
+        running = [request for request in running if request.remaining and request.last_token != end]
+    return [request.output for request in requests]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"temperature": 2.0},
+        {"top_p": 0.5},
+        {"top_k": 3},
+        {"min_p": 0.9},
+        {"repetition_penalty": 100.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+        {"repetition_penalty": 0.5, "presence_penalty": -2.0, "frequency_penalty": -2.0},
+        {"temperature": 0.0, "repetition_penalty": 50.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_no_sampling_feature_opens_a_code_that_was_not_asked_for(
+    sequencer: Sequencer, features: dict[str, float], biased: bool
+) -> None:
+    layout = sequencer.layout
+    image, audio, video = (layout.codes[Modality(name)] for name in ("image", "audio", "video"))
+    # The strongest bias for what is forbidden, and against what would close a span.
+    strangers = [audio.open, video.open, *range(audio.begin, audio.begin + 8), *range(video.begin, video.begin + 8)]
+    bias = dict.fromkeys(strangers, 100.0) | {image.close: -100.0, layout.end: -100.0, image.open: 20.0}
+    asked: dict[str, Any] = {**features, "logit_bias": bias if biased else {}, "max_tokens": 60}
+    outputs = _random_draws(sequencer, ["text", "image"], [Sampling(seed=seed, **asked) for seed in range(16)])
+    for output in outputs:
+        assert not set(output) & {audio.open, audio.close, video.open, video.close}
+        assert {layout.modality_of(token) for token in output} <= {None, Modality.TEXT, Modality.IMAGE}
+        at = 0
+        while at < len(output):
+            if output[at] == image.open:
+                inside = output[at + 1 : at + 1 + image.length]
+                assert len(inside) == image.length
+                assert all(image.begin <= token < image.begin + image.size for token in inside)
+                assert output[at + 1 + image.length] == image.close
+                at += image.length + 2
+            else:
+                assert output[at] < layout.text_tokens or output[at] == layout.end
+                at += 1
+    assert not biased or any(image.open in output for output in outputs)
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from anyloop.sequence import Sequencer
 from services.hosts.inprocess_host import InprocessHost
 from services.hosts.interface import HostError
 from services.policy.program import PolicyProgram
+from services.policy.requests import RequestReader
 from tests.models.random_omni import build_random_omni
 
 
@@ -60,7 +63,9 @@ async def test_a_stream_ends_with_its_spans_and_the_sampling_as_resolved(serving
     tokens, last = await _answer(serving, _generate(modalities=["text"], max_tokens=20))
     assert last["finished"] in ("stop", "length")
     assert last["version_spans"] == [["v0", 0, len(tokens)]]
-    assert last["sampling"].items() >= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "max_tokens": 20}.items()
+    assert (
+        last["sampling"].items() >= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "max_tokens": 20}.items()
+    )
 
 
 async def test_the_seed_that_was_drawn_repeats_an_answer(serving: InprocessHost) -> None:
@@ -88,6 +93,12 @@ async def test_a_program_without_weights_is_unavailable(host: InprocessHost) -> 
         ({"sampling": {"temperature": "hot"}}, "malformed"),
         ({"sampling": {"top_p": 2}}, "top_p must be in"),
         ({"sampling": {"stop": [""]}}, "stop takes up to"),
+        ({"sampling": {"min_p": -0.5}}, r"min_p must be in \[0, 1\], not -0.5"),
+        ({"sampling": {"repetition_penalty": 0}}, r"repetition_penalty must be in \(0, 100\], not 0.0"),
+        ({"sampling": {"top_logprobs": 21}}, r"top_logprobs must be in \[0, 20\], not 21"),
+        ({"sampling": {"logit_bias": {"5": 101}}}, r"logit_bias\[5\] must be in \[-100, 100\], not 101.0"),
+        ({"sampling": {"logit_bias": {"100000": 1}}}, "logit_bias names token 100000"),
+        ({"sampling": {"logit_bias": [1, 2]}}, "malformed"),
         ({"op": "dance"}, "unknown op 'dance'"),
     ],
 )
@@ -95,6 +106,40 @@ async def test_malformed_requests_say_what_to_do(serving: InprocessHost, change:
     with pytest.raises(HostError, match=message) as refused:
         await _answer(serving, {**_generate(), **change})
     assert refused.value.code == "INVALID_ARGUMENT"
+
+
+async def test_alternatives_come_with_every_token_where_asked_for(serving: InprocessHost) -> None:
+    request = _generate(modalities=["text"], max_tokens=12)
+    request["sampling"] |= {"temperature": 0.0, "top_logprobs": 3}
+    seen = 0
+    async for answer in serving.stream("policy", request):
+        assert len(answer.get("top", [])) == len(answer.get("tokens", []))
+        for token, logprob, top in zip(*(answer.get(name, []) for name in ("tokens", "logprobs", "top")), strict=True):
+            assert len(top) == 3
+            assert top[0][0] == token  # greedy takes the likeliest
+            assert top[0][1] == pytest.approx(logprob, abs=1e-5)
+            assert top[0][1] >= top[1][1] >= top[2][1]
+            seen += 1
+    assert seen
+
+
+async def test_a_bias_chooses_among_what_the_grammar_allows(serving: InprocessHost) -> None:
+    request = _generate(modalities=["text"], max_tokens=8)
+    request["sampling"]["logit_bias"] = {"65": 100.0}
+    tokens, last = await _answer(serving, request)
+    assert tokens == [65] * 8
+    assert last["finished"] == "length"
+
+
+def test_a_checkpoints_generation_config_gives_the_defaults(checkpoints: list[Path], tmp_path: Path) -> None:
+    model_dir = Path(shutil.copytree(checkpoints[0], tmp_path / "model"))
+    config = {"min_p": 0.25, "repetition_penalty": 1.5, "top_k": 9, "do_sample": True}
+    (model_dir / "generation_config.json").write_text(json.dumps(config))
+    reader = RequestReader(model_dir, 128)
+    taken = reader.request(_generate()).sampling
+    assert (taken.min_p, taken.repetition_penalty, taken.top_k) == (0.25, 1.5, 9)
+    asked = reader.request({**_generate(), "sampling": {"min_p": 0.0, "repetition_penalty": 1.0}}).sampling
+    assert (asked.min_p, asked.repetition_penalty, asked.top_k) == (0.0, 1.0, 9)
 
 
 async def test_closing_the_stream_cancels_in_the_engine(serving: InprocessHost) -> None:
