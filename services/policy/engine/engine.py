@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +20,9 @@ from services.policy.engine.admission import FairQueue
 from services.policy.engine.answer_masks import FREE_ROW, MaskTable
 from services.policy.engine.budget import ReadBudget
 from services.policy.engine.checkpoint import WeightSet
-from services.policy.engine.forward import Chunk, RowCache
+from services.policy.engine.forward import RowCache
 from services.policy.engine.prefixes import PrefixTable
+from services.policy.engine.reading import PromptReader
 from services.policy.engine.request import Request
 from services.policy.engine.sampler import TopLogprobs, sample
 from services.policy.engine.weights import WeightStore
@@ -62,13 +62,12 @@ class Engine:
         self._masks = masks
         self._end = end_token
         self._prefix_rows = prefix_rows
-        self._budget = ReadBudget(read_seconds)
         self.weights = WeightStore()
         self.prefixes = PrefixTable(slots, prefix_rows)
+        self.reading = PromptReader(self.prefixes, ReadBudget(read_seconds))
         self._cache: RowCache | None = None
         self._kind = ""  # of the forwards that share the cache
         self.running: list[Request] = []  # index = decode row
-        self.reading: deque[Request] = deque()  # admitted, their prompts not read yet
         self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
 
@@ -170,10 +169,10 @@ class Engine:
         for request in moved:
             if request.prefix is not None:
                 self.prefixes.forget(request.prefix)
-                self._release_prefix(request)
+            self.reading.remove(request)
             if request.slot >= 0:
                 self._free_slot(request)
-                self.reading.append(request)
+            self.reading.add(request)
             request.mixed = False
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ class Engine:
             if request.weights is None:
                 assert self.weights.serving is not None
                 request.weights = self.weights.acquire(self.weights.serving.version)
-            self.reading.append(request)
+            self.reading.add(request)
 
     def _groups(self) -> list[list[Request]]:
         """The running requests by their weights, in slot order."""
@@ -242,80 +241,29 @@ class Engine:
     # -- prompts -------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Reads on in the prompts, first come first served, as far as the budget of this step goes."""
         if not self.reading:
             return
-        left = self._budget.tokens(somebody_waits=bool(self.running))
-        plans: dict[int, list[tuple[Request, Chunk]]] = {}
-        for request in list(self.reading):
-            if request.position == 0:  # a prompt of one token: the decode step reads it
-                self._run(request)
-                continue
-            if left <= 0:
-                break
-            chunk = self._next_chunk(request, left)
-            if chunk is not None:
-                left -= len(chunk.tokens)
-                plans.setdefault(id(request.weights), []).append((request, chunk))
-        for plan in plans.values():
-            self._read_chunks(plan)
-
-    def _next_chunk(self, request: Request, most: int) -> Chunk | None:
-        """None: everything is known already, and the request runs; or no row is free, and it waits."""
-        assert request.weights is not None
         assert self._cache is not None
-        if request.prefix is None and self.prefixes.full:
-            return None
-        tokens = (request.prompt + request.output)[: request.position]
-        if request.prefix is None:
-            request.prefix = self.prefixes.begin(tokens, request.weights, self._cache)
-            if request.prefix is None:
-                return None
-        known = request.prefix.known
-        if known >= len(tokens):
+        done = self.reading.step(self._cache, somebody_waits=bool(self.running))
+        for request in done.ready:
             self._run(request)
-            return None
-        return Chunk(request.prefix.row, known, tokens[known : known + most])
-
-    def _read_chunks(self, plan: list[tuple[Request, Chunk]]) -> None:
-        requests = [request for request, _ in plan]
-        weights = requests[0].weights
-        assert weights is not None
-        began = time.perf_counter()
-        try:
-            weights.forward.read(self._cache, [chunk for _, chunk in plan])
-        except Exception as error:
-            log.exception("reading prompts failed", extra={"requests": len(plan)})
-            for request in requests:
-                assert request.prefix is not None
-                self.prefixes.forget(request.prefix)
+        for requests, error in done.failed:
             self._left.extend(self._fail(requests, error))
-            return
-        self._budget.observe(sum(len(chunk.tokens) for _, chunk in plan), time.perf_counter() - began)
-        for request, chunk in plan:
-            assert request.prefix is not None
-            request.prefix.known += len(chunk.tokens)
-            if request.prefix.known == request.position:
-                self._run(request)
 
     def _run(self, request: Request) -> None:
         """From reading to running: what was read moves into the next decode row."""
-        self.reading.remove(request)
+        assert self._cache is not None
         request.slot = len(self.running)
         self.running.append(request)
         if request.prefix is not None:
-            assert self._cache is not None
             self._cache.copy(request.prefix.row, request.slot, request.position)
-            self._release_prefix(request)
+        self.reading.remove(request)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, request: Request) -> None:
         """Frees all that the request holds."""
-        if request.prefix is not None:
-            self._release_prefix(request)
-        if request in self.reading:
-            self.reading.remove(request)
+        self.reading.remove(request)
         if request.slot >= 0:
             if not request.mixed and request.output and request.weights is not None:
                 assert self._cache is not None
@@ -335,11 +283,6 @@ class Engine:
             last.slot = request.slot
             self.running[request.slot] = last
         request.slot = -1
-
-    def _release_prefix(self, request: Request) -> None:
-        assert request.prefix is not None
-        self.prefixes.release(request.prefix)
-        request.prefix = None
 
     def _fail(self, requests: list[Request], cause: Exception) -> list[End]:
         error = HostError("INTERNAL", f"the model failed: {cause}", retriable=False)

@@ -38,7 +38,7 @@ class Reads:
     ) -> None:
         self.engine = Engine(slots=slots, max_tokens=200, queue=64, prefix_rows=prefix_rows)
         self.chunks: list[Chunk] = []
-        monkeypatch.setattr(self.engine._budget, "tokens", lambda somebody_waits: budget)
+        monkeypatch.setattr(self.engine.reading._budget, "tokens", lambda somebody_waits: budget)
         for version, model in MODELS.items():
             weights = WeightSet(version, model, f"digest of {version}")
             read = weights.forward.read
