@@ -2,12 +2,15 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning clean
+.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning bench-serving clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # One stamp per state of pyproject.toml: the second run finds it and does nothing.
 STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
+# `transformers serve`, which bench-serving compares with, needs accelerate. In the environment itself every AnyLoop
+# process would import DeepSpeed because of it.
+PEER := $(VENV)/peer/accelerate
 # Several processes share the cores; torch's own thread pools would fight over them.
 export OMP_NUM_THREADS ?= 1
 
@@ -35,6 +38,10 @@ $(STAMP): pyproject.toml
 	touch $@
 .ONESHELL:
 
+$(PEER): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peer 'accelerate~=1.15.0'
+	touch $@
+
 demo: $(STAMP)  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html
 	$(BIN)/anyloop demo
 
@@ -53,7 +60,7 @@ types: $(STAMP)  ## mypy
 unit: $(STAMP)  ## Tests that start no service (generated code and wire compatibility among them)
 	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
 
-e2e: $(STAMP)  ## Tests that start real processes, one after another
+e2e: $(STAMP) $(PEER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q
 
 protos: $(STAMP)  ## Generate the protobuf code again
@@ -67,6 +74,9 @@ tiny-omni: $(STAMP)  ## Train the reference model and its codecs anew (under two
 
 bench-learning: $(STAMP)  ## What the trainer's settings do to the reference model, without the services
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m bench.learning_rounds
+
+bench-serving: $(STAMP) $(PEER)  ## AnyLoop beside `transformers serve` and its floors: one table, bench-out/serving.{json,png}
+	$(BIN)/python -m bench.serving
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

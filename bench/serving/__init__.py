@@ -1,0 +1,1 @@
+"""`make bench-serving`: AnyLoop's engine beside `transformers serve` and two floors, in one run, in one table."""

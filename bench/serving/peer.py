@@ -1,0 +1,80 @@
+"""`transformers serve` of the installed release, at its best setting on a CPU.
+
+Continuous batching, with a cache of 16,384 tokens. It takes temperature, top-p and do_sample from the first request of
+its life, so greedy and sampled answers need a server each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.serving.processes import ContenderFailed, free_port, run_client, running
+
+# accelerate, which it needs and AnyLoop does not: beside it, every AnyLoop process would import DeepSpeed at its start.
+PEER_PACKAGES = Path(sys.prefix) / "peer"
+# DeepSpeed is here for AnyLoop's trainer; a server without it starts faster and smaller.
+_PROGRAM = f"""
+import sys
+sys.path.append({str(PEER_PACKAGES)!r})
+sys.modules["deepspeed"] = None
+from transformers.cli.transformers import main
+sys.argv[0] = "transformers"
+sys.exit(main())
+"""
+BATCHING = ("--continuous-batching", "--cb-num-blocks=512", "--cb-block-size=32", "--cb-max-batch-tokens=512")
+
+
+@dataclass(frozen=True)
+class Peer:
+    address: str
+    model: str
+    pid: int
+
+    def job(
+        self, prompts: list[dict[str, Any]], streams: int, max_tokens: int, sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "kind": "sse",
+            "address": self.address,
+            "streams": streams,
+            "prompts": prompts,
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "body": {"model": self.model},
+        }
+
+
+@contextlib.contextmanager
+def transformers_serve(directory: Path, log: Path, flags: tuple[str, ...] = BATCHING) -> Iterator[Peer]:
+    """Raises ContenderFailed."""
+    port = free_port()
+    model = str(directory.absolute())
+    if not (PEER_PACKAGES / "accelerate").is_dir() and importlib.util.find_spec("accelerate") is None:
+        raise ContenderFailed(
+            f"transformers serve needs accelerate: pip install --no-deps --target {PEER_PACKAGES} accelerate"
+        )
+    argv = [sys.executable, "-c", _PROGRAM, "serve", model, "--host=127.0.0.1", f"--port={port}", *flags]
+    with running(argv, log, lambda: _healthy(port), "transformers serve") as child:
+        yield Peer(f"127.0.0.1:{port}", model, child.pid)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def same_text_twice(job: dict[str, Any]) -> bool:
+    """Whether one prompt, asked twice at temperature 1 without a seed, gives one text: only frozen sampling does."""
+    texts = [answer.text for answer in run_client({**job, "prompts": [job["prompts"][0]] * 2, "streams": 1})]
+    return len(texts) == 2 and bool(texts[0]) and texts[0] == texts[1]
