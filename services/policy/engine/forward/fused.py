@@ -64,11 +64,12 @@ class FusedForward:
         self._layers = [self._layer(model, index, options.dtype) for index in range(config.num_hidden_layers)]
         self._norm = _norm_weight(norm)
         self._output = linear(model.lm_head.weight.detach(), model.lm_head.bias, options.dtype)
-        self._before: Callable[..., torch.Tensor] = self._before_attention
-        self._after: Callable[..., torch.Tensor] = self._after_attention
+        # Functions, not bound methods: a forward that refers to itself keeps its weights until a full collection.
+        self._before: Callable[..., torch.Tensor] = FusedForward._before_attention
+        self._after: Callable[..., torch.Tensor] = FusedForward._after_attention
         if options.compile:
-            self._before = torch.compile(self._before_attention, dynamic=True)
-            self._after = torch.compile(self._after_attention, dynamic=True)
+            self._before = torch.compile(FusedForward._before_attention, dynamic=True)
+            self._after = torch.compile(FusedForward._after_attention, dynamic=True)
 
     def new_cache(self, rows: int, length: int) -> KeyValueCache:
         return KeyValueCache(len(self._layers), rows, self._kv_heads, length, self._dimension)
@@ -157,9 +158,9 @@ class FusedForward:
         rotation = self._rotation[at][:, None]
         heads = self._heads
         for index, layer in enumerate(self._layers):
-            qkv = self._before(layer, x, rotation)
+            qkv = self._before(self, layer, x, rotation)
             q, k, v = qkv[:, :heads], qkv[:, heads : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
-            x = self._after(layer, x, attend(index, q, k, v).reshape(len(tokens), -1))
+            x = self._after(self, layer, x, attend(index, q, k, v).reshape(len(tokens), -1))
         return functional.rms_norm(x, self._norm.shape, self._norm, self._epsilon)
 
     def _before_attention(self, layer: _Layer, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
