@@ -70,7 +70,9 @@ def _print(report: dict[str, Any]) -> None:
             continue
         running, waiting = replica.get("requests_running", 0), replica.get("requests_waiting", 0)
         state = "[yellow]draining[/]" if replica.get("draining") else "[green]serving[/]"
-        table.add_row(name, state, f"{replica.get('serving_version', '')}  {running} running, {waiting} waiting")
+        cache = int(replica.get("kv_cache_bytes", 0)) / 2**20
+        what = f"{replica.get('serving_version', '')}  {running} running, {waiting} waiting, {cache:.0f} MiB KV cache"
+        table.add_row(name, state, what)
     for topic, count in (report["log"] or {}).items():
         if count or not topic.endswith(".dlq"):
             table.add_row(topic, str(count), "events")

@@ -161,5 +161,8 @@ def status_of(engine: Engine) -> dict[str, Any]:
             for weights in engine.weights
         ],
         "requests_running": len(engine.running),
-        "requests_waiting": len(engine.waiting),
+        "requests_waiting": len(engine.reading) + len(engine.waiting),
+        "forward": engine.forward_kind,
+        "cache_bytes": engine.cache_bytes,
+        "reused_prompt_tokens": engine.prefixes.reused_tokens,
     }

@@ -35,6 +35,9 @@ class HostState:
     resident: dict[str, Resident] = field(default_factory=dict)
     running: int = 0
     waiting: int = 0
+    forward: str = ""
+    cache_bytes: int = 0
+    reused_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class Weights:
             resident={weights.version: weights for weights in resident},
             running=int(answer["requests_running"]),
             waiting=int(answer["requests_waiting"]),
+            forward=str(answer.get("forward", "")),
+            cache_bytes=int(answer.get("cache_bytes", 0)),
+            reused_prompt_tokens=int(answer.get("reused_prompt_tokens", 0)),
         )
 
     async def load(self, version: str) -> Resident:

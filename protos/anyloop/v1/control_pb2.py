@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/anyloop/v1/control.proto\x12\nanyloop.v1\"Y\n\x0bWeightsInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x18\n\x10running_requests\x18\x04 \x01(\x05\"\x12\n\x10GetStatusRequest\"\xda\x01\n\rReplicaStatus\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x17\n\x0fserving_version\x18\x02 \x01(\t\x12(\n\x07weights\x18\x03 \x03(\x0b\x32\x17.anyloop.v1.WeightsInfo\x12\x18\n\x10requests_running\x18\x04 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x05 \x01(\x05\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x16\n\x0ewanted_version\x18\x07 \x01(\t\x12\x14\n\x0cswap_failure\x18\x08 \x01(\t\"%\n\x12LoadWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"M\n\x16\x41\x63tivateWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04mode\x18\x02 \x01(\x0e\x32\x14.anyloop.v1.SwapMode\"\xcd\x01\n\x17\x41\x63tivateWeightsResponse\x12(\n\x07weights\x18\x01 \x01(\x0b\x32\x17.anyloop.v1.WeightsInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\x12\x15\n\rstall_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cload_seconds\x18\x04 \x01(\x01\x12 \n\x18longest_step_gap_seconds\x18\x05 \x01(\x01\x12\x1f\n\x17median_step_gap_seconds\x18\x06 \x01(\x01\"\'\n\x14UnloadWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15UnloadWeightsResponse\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\")\n\rDrainResponse\x12\x18\n\x10\x61\x62orted_requests\x18\x01 \x01(\x05*h\n\x08SwapMode\x12\x19\n\x15SWAP_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10SWAP_MODE_FINISH\x10\x01\x12\x12\n\x0eSWAP_MODE_KEEP\x10\x02\x12\x17\n\x13SWAP_MODE_RECOMPUTE\x10\x03\x32\x8e\x03\n\x0e\x43ontrolService\x12\x44\n\tGetStatus\x12\x1c.anyloop.v1.GetStatusRequest\x1a\x19.anyloop.v1.ReplicaStatus\x12\x46\n\x0bLoadWeights\x12\x1e.anyloop.v1.LoadWeightsRequest\x1a\x17.anyloop.v1.WeightsInfo\x12Z\n\x0f\x41\x63tivateWeights\x12\".anyloop.v1.ActivateWeightsRequest\x1a#.anyloop.v1.ActivateWeightsResponse\x12T\n\rUnloadWeights\x12 .anyloop.v1.UnloadWeightsRequest\x1a!.anyloop.v1.UnloadWeightsResponse\x12<\n\x05\x44rain\x12\x18.anyloop.v1.DrainRequest\x1a\x19.anyloop.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/anyloop/v1/control.proto\x12\nanyloop.v1\"Y\n\x0bWeightsInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x18\n\x10running_requests\x18\x04 \x01(\x05\"\x12\n\x10GetStatusRequest\"\xa1\x02\n\rReplicaStatus\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x17\n\x0fserving_version\x18\x02 \x01(\t\x12(\n\x07weights\x18\x03 \x03(\x0b\x32\x17.anyloop.v1.WeightsInfo\x12\x18\n\x10requests_running\x18\x04 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x05 \x01(\x05\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x16\n\x0ewanted_version\x18\x07 \x01(\t\x12\x14\n\x0cswap_failure\x18\x08 \x01(\t\x12\x0f\n\x07\x66orward\x18\t \x01(\t\x12\x16\n\x0ekv_cache_bytes\x18\n \x01(\x03\x12\x1c\n\x14reused_prompt_tokens\x18\x0b \x01(\x03\"%\n\x12LoadWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"M\n\x16\x41\x63tivateWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04mode\x18\x02 \x01(\x0e\x32\x14.anyloop.v1.SwapMode\"\xcd\x01\n\x17\x41\x63tivateWeightsResponse\x12(\n\x07weights\x18\x01 \x01(\x0b\x32\x17.anyloop.v1.WeightsInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\x12\x15\n\rstall_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cload_seconds\x18\x04 \x01(\x01\x12 \n\x18longest_step_gap_seconds\x18\x05 \x01(\x01\x12\x1f\n\x17median_step_gap_seconds\x18\x06 \x01(\x01\"\'\n\x14UnloadWeightsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15UnloadWeightsResponse\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\")\n\rDrainResponse\x12\x18\n\x10\x61\x62orted_requests\x18\x01 \x01(\x05*h\n\x08SwapMode\x12\x19\n\x15SWAP_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10SWAP_MODE_FINISH\x10\x01\x12\x12\n\x0eSWAP_MODE_KEEP\x10\x02\x12\x17\n\x13SWAP_MODE_RECOMPUTE\x10\x03\x32\x8e\x03\n\x0e\x43ontrolService\x12\x44\n\tGetStatus\x12\x1c.anyloop.v1.GetStatusRequest\x1a\x19.anyloop.v1.ReplicaStatus\x12\x46\n\x0bLoadWeights\x12\x1e.anyloop.v1.LoadWeightsRequest\x1a\x17.anyloop.v1.WeightsInfo\x12Z\n\x0f\x41\x63tivateWeights\x12\".anyloop.v1.ActivateWeightsRequest\x1a#.anyloop.v1.ActivateWeightsResponse\x12T\n\rUnloadWeights\x12 .anyloop.v1.UnloadWeightsRequest\x1a!.anyloop.v1.UnloadWeightsResponse\x12<\n\x05\x44rain\x12\x18.anyloop.v1.DrainRequest\x1a\x19.anyloop.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.anyloop.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SWAPMODE']._serialized_start=855
-  _globals['_SWAPMODE']._serialized_end=959
+  _globals['_SWAPMODE']._serialized_start=926
+  _globals['_SWAPMODE']._serialized_end=1030
   _globals['_WEIGHTSINFO']._serialized_start=47
   _globals['_WEIGHTSINFO']._serialized_end=136
   _globals['_GETSTATUSREQUEST']._serialized_start=138
   _globals['_GETSTATUSREQUEST']._serialized_end=156
   _globals['_REPLICASTATUS']._serialized_start=159
-  _globals['_REPLICASTATUS']._serialized_end=377
-  _globals['_LOADWEIGHTSREQUEST']._serialized_start=379
-  _globals['_LOADWEIGHTSREQUEST']._serialized_end=416
-  _globals['_ACTIVATEWEIGHTSREQUEST']._serialized_start=418
-  _globals['_ACTIVATEWEIGHTSREQUEST']._serialized_end=495
-  _globals['_ACTIVATEWEIGHTSRESPONSE']._serialized_start=498
-  _globals['_ACTIVATEWEIGHTSRESPONSE']._serialized_end=703
-  _globals['_UNLOADWEIGHTSREQUEST']._serialized_start=705
-  _globals['_UNLOADWEIGHTSREQUEST']._serialized_end=744
-  _globals['_UNLOADWEIGHTSRESPONSE']._serialized_start=746
-  _globals['_UNLOADWEIGHTSRESPONSE']._serialized_end=769
-  _globals['_DRAINREQUEST']._serialized_start=771
-  _globals['_DRAINREQUEST']._serialized_end=810
-  _globals['_DRAINRESPONSE']._serialized_start=812
-  _globals['_DRAINRESPONSE']._serialized_end=853
-  _globals['_CONTROLSERVICE']._serialized_start=962
-  _globals['_CONTROLSERVICE']._serialized_end=1360
+  _globals['_REPLICASTATUS']._serialized_end=448
+  _globals['_LOADWEIGHTSREQUEST']._serialized_start=450
+  _globals['_LOADWEIGHTSREQUEST']._serialized_end=487
+  _globals['_ACTIVATEWEIGHTSREQUEST']._serialized_start=489
+  _globals['_ACTIVATEWEIGHTSREQUEST']._serialized_end=566
+  _globals['_ACTIVATEWEIGHTSRESPONSE']._serialized_start=569
+  _globals['_ACTIVATEWEIGHTSRESPONSE']._serialized_end=774
+  _globals['_UNLOADWEIGHTSREQUEST']._serialized_start=776
+  _globals['_UNLOADWEIGHTSREQUEST']._serialized_end=815
+  _globals['_UNLOADWEIGHTSRESPONSE']._serialized_start=817
+  _globals['_UNLOADWEIGHTSRESPONSE']._serialized_end=840
+  _globals['_DRAINREQUEST']._serialized_start=842
+  _globals['_DRAINREQUEST']._serialized_end=881
+  _globals['_DRAINRESPONSE']._serialized_start=883
+  _globals['_DRAINRESPONSE']._serialized_end=924
+  _globals['_CONTROLSERVICE']._serialized_start=1033
+  _globals['_CONTROLSERVICE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

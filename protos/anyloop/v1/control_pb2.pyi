@@ -35,7 +35,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("model_name", "serving_version", "weights", "requests_running", "requests_waiting", "draining", "wanted_version", "swap_failure")
+    __slots__ = ("model_name", "serving_version", "weights", "requests_running", "requests_waiting", "draining", "wanted_version", "swap_failure", "forward", "kv_cache_bytes", "reused_prompt_tokens")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,9 @@ class ReplicaStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     WANTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     SWAP_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REUSED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     serving_version: str
     weights: _containers.RepeatedCompositeFieldContainer[WeightsInfo]
@@ -52,7 +55,10 @@ class ReplicaStatus(_message.Message):
     draining: bool
     wanted_version: str
     swap_failure: str
-    def __init__(self, model_name: _Optional[str] = ..., serving_version: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[WeightsInfo, _Mapping]]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., draining: _Optional[bool] = ..., wanted_version: _Optional[str] = ..., swap_failure: _Optional[str] = ...) -> None: ...
+    forward: str
+    kv_cache_bytes: int
+    reused_prompt_tokens: int
+    def __init__(self, model_name: _Optional[str] = ..., serving_version: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[WeightsInfo, _Mapping]]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., draining: _Optional[bool] = ..., wanted_version: _Optional[str] = ..., swap_failure: _Optional[str] = ..., forward: _Optional[str] = ..., kv_cache_bytes: _Optional[int] = ..., reused_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class LoadWeightsRequest(_message.Message):
     __slots__ = ("version",)

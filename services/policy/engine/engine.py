@@ -66,7 +66,7 @@ class Engine:
         self.prefixes = PrefixTable(slots, prefix_rows)
         self.reading = PromptReader(self.prefixes, ReadBudget(read_seconds))
         self._cache: RowCache | None = None
-        self._kind = ""  # of the forwards that share the cache
+        self.forward_kind = ""  # of the forwards that share the cache
         self.running: list[Request] = []  # index = decode row
         self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
@@ -131,11 +131,11 @@ class Engine:
             )
         if self._cache is None:
             self._cache = forward.new_cache(self._slots + self._prefix_rows, self.max_tokens)
-            self._kind = forward.kind
-        elif forward.kind != self._kind:
+            self.forward_kind = forward.kind
+        elif forward.kind != self.forward_kind:
             raise HostError(
                 "FAILED_PRECONDITION",
-                f"{weights.version} runs by the {forward.kind} forward, the resident versions by {self._kind}",
+                f"{weights.version} runs by the {forward.kind} forward, the resident versions by {self.forward_kind}",
             )
         self.weights.add(weights)
 

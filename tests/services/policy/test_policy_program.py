@@ -270,3 +270,14 @@ async def test_closing_the_program_ends_running_streams(checkpoints: list[Path])
             async for _ in stream:
                 pass
         await asyncio.wait_for(closing, 5.0)
+
+
+async def test_the_status_states_the_memory_of_the_cache_and_what_prompts_share(serving: InprocessHost) -> None:
+    long = [place % 90 for place in range(31)]
+    await _answer(serving, _generate(prompt=long))
+    await _answer(serving, _generate(seed=1, prompt=long))
+    status = await serving.call("policy", {"op": "status"})
+    assert status["forward"] == "fused"
+    # keys and values, 2 layers, 8 slots and 8 prefix rows, 2 heads of 16 float32 numbers, 128 tokens
+    assert status["cache_bytes"] == 2 * 2 * (8 + 8) * 2 * 16 * 4 * 128
+    assert status["reused_prompt_tokens"] == 30  # all but the last token, which the decode step reads
