@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from itertools import pairwise
 
 import pytest
 
@@ -56,3 +57,58 @@ def test_a_closed_runner_refuses() -> None:
     runner.close()
     runner.close()
     assert _refusal(runner.call(lambda _: "ran")) == "the engine has stopped"
+
+
+def test_a_runner_that_can_build_an_engine_goes_on_with_the_next_one() -> None:
+    dying = DyingEngine()
+    runner = EngineRunner(dying, lambda emissions: None, rebuild=lambda: Engine(slots=1, max_tokens=24, queue=1))
+    runner.start()
+    assert dying.stepping.wait(10)
+    during = runner.call(lambda _: "ran")
+    dying.die.set()
+    assert _refusal(during) == "the engine has stopped: the step broke"
+    assert runner.call(lambda engine: engine.max_tokens).result(timeout=10) == 24
+    runner.close()
+
+
+def test_a_runner_whose_engine_cannot_be_built_again_refuses() -> None:
+    def no_memory() -> Engine:
+        raise MemoryError
+
+    dying = DyingEngine()
+    runner = EngineRunner(dying, lambda emissions: None, rebuild=no_memory)
+    runner.start()
+    dying.die.set()
+    runner._thread.join(10)
+    assert "the engine has stopped" in _refusal(runner.call(lambda _: "ran"))
+
+
+def test_calls_that_follow_each_other_leave_room_for_steps() -> None:
+    class Counting(Engine):
+        steps = 0
+
+        @property
+        def busy(self) -> bool:
+            return True
+
+        def step(self) -> list[End]:
+            self.steps += 1
+            return []
+
+    engine = Counting(slots=1, max_tokens=16, queue=1)
+    runner = EngineRunner(engine, lambda emissions: None)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def again(_: Engine) -> None:
+        seen.append(engine.steps)
+        if len(seen) < 20:
+            runner.call(again)
+        else:
+            done.set()
+
+    runner.call(again)
+    runner.start()
+    assert done.wait(10)
+    runner.close()
+    assert all(later > earlier for earlier, later in pairwise(seen))
