@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp per state of pyproject.toml: the second run finds it and does nothing.
 STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
-# `transformers serve`, which bench-serving compares with, needs accelerate. In the environment itself every AnyLoop
-# process would import DeepSpeed because of it.
+# `transformers serve`, which bench-serving compares with, needs accelerate. It stands apart: in the environment itself
+# transformers would import DeepSpeed whenever a model is saved.
 PEER := $(VENV)/peer/accelerate
 # Several processes share the cores; torch's own thread pools would fight over them.
 export OMP_NUM_THREADS ?= 1

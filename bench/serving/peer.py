@@ -18,7 +18,8 @@ from typing import Any
 
 from bench.serving.processes import ContenderFailed, free_port, run_client, running
 
-# accelerate, which it needs and AnyLoop does not: beside it, every AnyLoop process would import DeepSpeed at its start.
+# accelerate, which it needs and AnyLoop does not. It stands apart: beside DeepSpeed, transformers would import both
+# whenever AnyLoop saves a model.
 PEER_PACKAGES = Path(sys.prefix) / "peer"
 # DeepSpeed is here for AnyLoop's trainer; a server without it starts faster and smaller.
 _PROGRAM = f"""
