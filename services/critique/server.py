@@ -31,9 +31,10 @@ Send = Callable[[critique_pb2.CritiqueResponse], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, checked and rendered."""
+    """A request, checked and rendered. `key` is who waits in turn with others: here, a connection."""
 
     request: critique_pb2.CritiqueRequest
+    key: str
     critique_id: str
     prompt: list[int]
     sampling: types_pb2.SamplingParams
@@ -64,7 +65,8 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         self, request: critique_pb2.CritiqueRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[critique_pb2.CritiqueResponse]:
         deadline = Deadline.of(context, self._longest_seconds)
-        async with aclosing(relay(context, self._inflight, partial(self._answer, request, deadline))) as events:
+        work = partial(self._answer, request, context.peer(), deadline)
+        async with aclosing(relay(context, self._inflight, work)) as events:
             async for event in events:
                 yield event
 
@@ -73,8 +75,8 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
     ) -> scoring_pb2.ScoreResponse:
         return await self._scores.answer(request, context)
 
-    async def _answer(self, request: critique_pb2.CritiqueRequest, deadline: Deadline, send: Send) -> None:
-        asked = await self._check(request, deadline)
+    async def _answer(self, request: critique_pb2.CritiqueRequest, key: str, deadline: Deadline, send: Send) -> None:
+        asked = await self._check(request, key, deadline)
         output = Output()
         critique = await self._generate(asked, output, deadline, send)
         await self._record(asked, critique, output)
@@ -88,6 +90,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
             "sampling": to_host(asked.sampling),
             "modalities": [str(Modality.TEXT)],
             "version": asked.request.critique_version,
+            "key": asked.key,
         }
         stream = SegmentStream(self._prompts.sequencer)
         pieces: list[str] = []
@@ -108,7 +111,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         say([segment for segment in stream.finish() if isinstance(segment, str)])
         return "".join(pieces).strip()
 
-    async def _check(self, request: critique_pb2.CritiqueRequest, deadline: Deadline) -> Asked:
+    async def _check(self, request: critique_pb2.CritiqueRequest, key: str, deadline: Deadline) -> Asked:
         """Raises RpcError INVALID_ARGUMENT or NOT_FOUND."""
         check_identifier(request.response_id, "response_id")
         check_identifier(request.conversation_id, "conversation_id")
@@ -125,6 +128,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
             prompt = self._prompts.sequencer.critique_prompt(turns, answer)
         return Asked(
             request=request,
+            key=key,
             critique_id=check_identifier(request.critique_id, "critique_id") or f"crit-{uuid.uuid4().hex}",
             prompt=prompt,
             sampling=resolve(request.sampling, self._defaults, len(prompt), self._capacity),

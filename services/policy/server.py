@@ -33,9 +33,10 @@ Send = Callable[[policy_pb2.GenerateResponse], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, checked and rendered."""
+    """A request, checked and rendered. `key` is who waits in turn with others."""
 
     request: policy_pb2.GenerateRequest
+    key: str
     response_id: str
     conversation_id: str
     prompt: list[int]
@@ -70,7 +71,8 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[policy_pb2.GenerateResponse]:
         deadline = Deadline.of(context, self._longest_seconds)
-        async with aclosing(relay(context, self._inflight, partial(self._answer, request, deadline))) as events:
+        key = request.principal or context.peer()
+        async with aclosing(relay(context, self._inflight, partial(self._answer, request, key, deadline))) as events:
             async for event in events:
                 yield event
 
@@ -79,8 +81,8 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> scoring_pb2.ScoreResponse:
         return await self._scores.answer(request, context)
 
-    async def _answer(self, request: policy_pb2.GenerateRequest, deadline: Deadline, send: Send) -> None:
-        asked = await self._check(request, deadline)
+    async def _answer(self, request: policy_pb2.GenerateRequest, key: str, deadline: Deadline, send: Send) -> None:
+        asked = await self._check(request, key, deadline)
         decode = None if request.tokens_only else partial(self._decode, deadline)
         answer = Answer(self._prompts.sequencer, decode, asked.sampling.stop)
         output = Output()
@@ -100,6 +102,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
             "sampling": to_host(asked.sampling),
             "modalities": [str(modality) for modality in asked.modalities] or None,
             "version": asked.request.policy_version,
+            "key": asked.key,
         }
         started = False
         async with aclosing(generate(self._host, MODEL, host_request, output, deadline)) as portions:
@@ -112,7 +115,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         for event in answer.finish():
             send(event)
 
-    async def _check(self, request: policy_pb2.GenerateRequest, deadline: Deadline) -> Asked:
+    async def _check(self, request: policy_pb2.GenerateRequest, key: str, deadline: Deadline) -> Asked:
         """Raises RpcError INVALID_ARGUMENT or NOT_FOUND."""
         if request.prompt_token_ids and request.messages:
             raise invalid("send messages or prompt_token_ids, not both")
@@ -131,6 +134,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
             prompt = self._prompts.sequencer.prompt(turns)
         return Asked(
             request=request,
+            key=key,
             response_id=response_id,
             conversation_id=check_identifier(request.conversation_id, "conversation_id") or response_id,
             prompt=prompt,

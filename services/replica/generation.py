@@ -6,6 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import types_pb2
 from services.hosts.interface import HostError, ModelHost
@@ -67,9 +69,9 @@ async def generate(
     try:
         async with aclosing(host.stream(model, {"op": "generate", **request}, timeout=deadline.remaining())) as answers:  # type: ignore[type-var]
             async for answer in answers:
-                tokens = [int(token) for token in answer.get("tokens", ())]
+                tokens: list[int] = np.asarray(answer.get("tokens", ()), np.int32).tolist()
                 if tokens:
-                    logprobs = [float(value) for value in answer["logprobs"]]
+                    logprobs: list[float] = np.asarray(answer["logprobs"], np.float32).tolist()
                     top_logprobs = [_alternatives(pairs) for pairs in answer.get("top", ())]
                     output.add(tokens, logprobs, str(answer["version"]))
                     output.top_logprobs.extend(top_logprobs)
@@ -94,22 +96,24 @@ class _Meter:
         self._model = model
         self._began = self._last = time.monotonic()
         self._running = False
+        self._latency = metrics.INTER_TOKEN_LATENCY.labels(model)
+        self._tokens = metrics.GENERATION_TOKENS.labels(model)
         metrics.PROMPT_TOKENS.labels(model).inc(prompt_tokens)
         metrics.NUM_REQUESTS_WAITING.labels(model).inc()
 
     def tokens(self, count: int) -> None:
         now = time.monotonic()
         if self._running:
-            latency = metrics.INTER_TOKEN_LATENCY.labels(self._model)
-            for _ in range(count):  # a portion of several is spread evenly: a mean, not a burst
-                latency.observe((now - self._last) / count)
+            each = (now - self._last) / count  # a portion of several is spread evenly: a mean, not a burst
+            for _ in range(count):
+                self._latency.observe(each)
         else:
             self._running = True
             metrics.NUM_REQUESTS_WAITING.labels(self._model).dec()
             metrics.NUM_REQUESTS_RUNNING.labels(self._model).inc()
             metrics.TIME_TO_FIRST_TOKEN.labels(self._model).observe(now - self._began)
         self._last = now
-        metrics.GENERATION_TOKENS.labels(self._model).inc(count)
+        self._tokens.inc(count)
 
     def end(self, output: Output) -> None:
         gauge = metrics.NUM_REQUESTS_RUNNING if self._running else metrics.NUM_REQUESTS_WAITING

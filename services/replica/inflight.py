@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from services.hosts.drain_rate import DrainRate
 from services.rpc.errors import RpcError
 
 Item = TypeVar("Item")
@@ -13,11 +14,16 @@ Send = Callable[[Item], None]
 
 
 class InFlight:
-    """At most `limit` requests; none before `open()` nor after `drain()` has begun."""
+    """At most `limit` requests; none before `open()` nor after `drain()` has begun.
+
+    With the limit at the engine's slots plus its queue, the engine's own, fair refusal comes first: this one bounds
+    what has not reached the engine yet, or has left it and is being recorded.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rate = DrainRate()
         self._open = False
         self.draining = False
 
@@ -35,14 +41,22 @@ class InFlight:
         if not self._open:
             raise RpcError(grpc.StatusCode.UNAVAILABLE, "this replica has no verified weights yet: try again shortly")
         if len(self._tasks) >= self._limit:
+            seconds = self._rate.seconds_for(len(self._tasks))
             raise RpcError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._limit} requests are in work here, the most allowed: try again shortly",
+                f"{self._limit} requests are in work here, the most allowed: try again in {seconds:.0f} s",
+                round(1000 * seconds),
             )
+        if not self._tasks:
+            self._rate.begin()
         task = asyncio.create_task(work())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        self._rate.leave()
 
     async def drain(self, patience: float) -> int:
         """Admits nothing more and waits for what runs; after `patience` seconds cancels it. Returns how many it cut."""
