@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.errors import GatewayError, Status, invalid, too_large, unavailable
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 _INLINE_PARSE_BYTES = 256 * 1024  # larger bodies are parsed off the event loop
 _DISCARD_S = 5.0
 BODIES_IN_FLIGHT = 8  # whole bodies of the largest size held at the same time, for each transport
@@ -101,6 +102,13 @@ async def read_json(request: Request, model: type[Model], timeout_s: float) -> M
     if len(data) > _INLINE_PARSE_BYTES:
         return await asyncio.to_thread(parse, model, data)
     return parse(model, data)
+
+
+async def in_proportion(request: Request, work: Callable[..., Result], *arguments: Any) -> Result:
+    """What `work` makes of a body that has been read: off the event loop where the body is large."""
+    if len(await request.body()) > _INLINE_PARSE_BYTES:
+        return await asyncio.to_thread(work, *arguments)
+    return work(*arguments)
 
 
 def parse(model: type[Model], data: bytes) -> Model:

@@ -131,19 +131,25 @@ class DataPlane:
         limit = self.settings.request_timeout_s
         call = self._policy.Generate(prepared, timeout=min(limit, timeout_s) if timeout_s is not None else limit)
         self._answering.add(prepared.response_id)
+        noted: asyncio.Task[None] | None = None  # the first token does not wait for the ledger, the end does
         try:
             async for event in call:
-                if event.WhichOneof("event") == "started" and not prepared.unlogged:
+                kind = event.WhichOneof("event")
+                if kind == "started" and not prepared.unlogged:
                     row = (prepared.response_id, prepared.conversation_id)
-                    await asyncio.to_thread(self.ledger.add_responses, [row])
+                    noted = asyncio.create_task(asyncio.to_thread(self.ledger.add_responses, [row]))
+                elif kind == "finished" and noted is not None:
+                    await noted
                 yield event
         except grpc.aio.AioRpcError as error:
             if error.code() in (Status.INTERNAL, Status.UNKNOWN, Status.DATA_LOSS):
                 logger.error("policy service failed: %s", error.details(), extra={"response_id": prepared.response_id})
             raise from_rpc(error) from error
         finally:
-            self._answering.discard(prepared.response_id)
             call.cancel()
+            if noted is not None:
+                await asyncio.wait([noted])
+            self._answering.discard(prepared.response_id)
 
     async def submit_feedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, caller: Caller

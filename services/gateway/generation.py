@@ -42,6 +42,11 @@ async def interleave(
     plane: DataPlane, requests: list[policy_pb2.GenerateRequest]
 ) -> AsyncGenerator[tuple[int, policy_pb2.GenerateResponse], None]:
     """(choice, event) as they come. The first failure cancels the rest and is raised."""
+    if len(requests) == 1:
+        async with aclosing(plane.stream(requests[0])) as events:
+            async for event in events:
+                yield 0, event
+        return
     queue: asyncio.Queue[tuple[int, policy_pb2.GenerateResponse] | BaseException | None] = asyncio.Queue(_PENDING)
 
     async def pump(index: int, request: policy_pb2.GenerateRequest) -> None:

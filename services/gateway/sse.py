@@ -32,6 +32,7 @@ class ChatChunks:
         self._renderer, self._include_usage = renderer, include_usage
         self._answers = [Answer(response_id) for response_id in responses]
         self._created = int(time.time())
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # what stands before and behind the text of a choice's chunks
 
     async def encoded(self, events: Events) -> AsyncGenerator[bytes, None]:
         """SSE lines up to `[DONE]`. Once the stream has begun, an error can only be a chunk of its own."""
@@ -39,21 +40,34 @@ class ChatChunks:
             async for index, event in events:
                 answer = self._answers[index]
                 answer.add(event)
+                if event.WhichOneof("event") == "text" and self._renderer.names is None:
+                    yield self._text(index, answer, event.text.text)
+                    continue
                 chunk = await self._chunk(index, answer, event)
                 if chunk is not None:
                     yield encode(chunk)
             for answer in self._answers:
                 finished(answer)
+            last = b""
             if self._include_usage:
-                yield encode({**self._head(self._answers[0]), "choices": [], "usage": usage(self._answers)})
+                last = encode({**self._head(self._answers[0]), "choices": [], "usage": usage(self._answers)})
         except GatewayError as error:
-            yield encode(error.body)
+            last = encode(error.body)
         except Exception:
             logger.exception("a stream failed", extra={"response_id": self._answers[0].response_id})
-            yield encode(
+            last = encode(
                 GatewayError(Status.INTERNAL, "the gateway failed on this request; try again", "internal").body
             )
-        yield DONE
+        yield last + DONE
+
+    def _text(self, index: int, answer: Answer, text: str) -> bytes:
+        """A chunk of text alone: all but the text is the same each time."""
+        around = self._around.get(index)
+        if around is None:
+            empty = encode(self._whole(index, answer, {"content": ""}, None))
+            before, mark, behind = empty.partition(b'"content":"')  # a quotation mark within a string is escaped
+            around = self._around[index] = (before + mark[:-1], behind[1:])
+        return around[0] + json.dumps(text, ensure_ascii=False).encode() + around[1]
 
     async def _chunk(self, index: int, answer: Answer, event: policy_pb2.GenerateResponse) -> dict[str, Any] | None:
         kind = event.WhichOneof("event")
@@ -69,6 +83,9 @@ class ChatChunks:
             delta = {}
         else:
             return None
+        return self._whole(index, answer, delta, logprobs)
+
+    def _whole(self, index: int, answer: Answer, delta: dict[str, Any], logprobs: Any) -> dict[str, Any]:
         choice = {
             "index": index,
             "delta": delta,

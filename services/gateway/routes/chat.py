@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,7 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.body import read_json, until_disconnect
+from services.gateway.body import in_proportion, read_json, until_disconnect
 from services.gateway.chat import ChatRenderer, chat_to_proto
 from services.gateway.generation import answer_all, choices, interleave
 from services.gateway.keys import Role
@@ -26,7 +25,7 @@ async def chat_completions(request: Request) -> Response:
     chat = await read_json(request, ChatRequest, plane.settings.request_timeout_s)
     plane.keys.charge(caller, Role.GENERATE, (chat.n or 1) - 1)
     version = plane.pinned_version(chat.model)
-    asked = await asyncio.to_thread(chat_to_proto, chat, links)
+    asked = await in_proportion(request, chat_to_proto, chat, links)
     asked.policy_version = version
     requests = choices(await plane.prepare(asked, caller), chat.n or 1)
     renderer = ChatRenderer(
