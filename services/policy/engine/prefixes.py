@@ -44,27 +44,35 @@ class PrefixTable:
         None: all rows are busy, or another request is reading this very beginning now; ask again after a step.
         """
         wanted = np.asarray(tokens, dtype=np.int64)
-        best, shared, coming = None, _LEAST - 1, 0
+        best, shared, coming = None, 0, 0
         for prefix in self._prefixes:
             if prefix.uid == weights.uid:
                 common = _common(prefix.tokens, wanted)
                 coming = max(coming, common)
-                if min(common, prefix.known) > shared:
+                if min(common, prefix.known) > max(shared, _LEAST - 1):
                     best, shared = prefix, min(common, prefix.known)
-        if coming >= (shared if best is not None else 0) + _WORTH_WAITING:
+        if coming >= shared + _WORTH_WAITING:
             return None
-        if best is not None and not best.busy and shared in (len(wanted), len(best.tokens)):
-            # All that is wanted is there, or all that is there is wanted: nothing that others share is lost.
-            return self._take(best, wanted if shared < len(wanted) else best.tokens, weights, best.known)
-        idle = [prefix for prefix in self._prefixes if not prefix.busy and prefix is not best]
-        if not idle:
+        if best is not None and not best.busy and shared == len(wanted):
+            self.reused_tokens += shared
+            return self._take(best, best.tokens, weights, best.known)
+        row = self._row_for(best, shared)
+        if row is None:
             return None
-        row = min(idle, key=lambda prefix: prefix.used)
-        if best is None:
-            return self._take(row, wanted, weights, 0)
-        cache.copy(best.row, row.row, shared)
-        self._touch(best)
+        if best is not None and row is not best:
+            cache.copy(best.row, row.row, shared)
+            self._touch(best)
+        self.reused_tokens += shared
         return self._take(row, wanted, weights, shared)
+
+    def _row_for(self, best: Prefix | None, shared: int) -> Prefix | None:
+        """A row that may be overwritten behind `shared`, where `best` holds what is shared."""
+        if best is not None and not best.busy and shared == len(best.tokens):
+            return best  # all that is there is wanted: nothing that others share is lost
+        idle = [prefix for prefix in self._prefixes if not prefix.busy and prefix is not best]
+        if idle:
+            return min(idle, key=lambda prefix: prefix.used)
+        return best if best is not None and not best.busy else None
 
     def release(self, prefix: Prefix) -> None:
         """Nobody reads into the row any more; what it knows stays."""
@@ -89,7 +97,6 @@ class PrefixTable:
 
     def _take(self, prefix: Prefix, tokens: np.ndarray, weights: WeightSet, known: int) -> Prefix:
         prefix.tokens, prefix.known, prefix.uid, prefix.busy = tokens, known, weights.uid, True
-        self.reused_tokens += min(known, len(tokens))
         self._touch(prefix)
         return prefix
 

@@ -157,6 +157,15 @@ def test_more_prompts_than_rows_wait_for_a_row(monkeypatch: pytest.MonkeyPatch) 
     assert [request.output for request in reads.answer(*prompts)] == [_alone(prompt) for prompt in prompts]
 
 
+def test_the_only_row_serves_prompts_that_share_a_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch, prefix_rows=1)
+    head = _prompt(40)
+    prompts = [[*head, *tail] for tail in ([1, 2, 3], [4, 5], [1, 2, 3, 4])]
+    for prompt in prompts:
+        assert reads.answer(prompt)[0].output == _alone(prompt)
+    assert reads.tokens == 42 + 1 + 3
+
+
 def test_a_request_cancelled_while_it_reads_leaves_its_row_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch, prefix_rows=1, budget=16)
     engine, prompt = reads.engine, _prompt(60)
