@@ -2,6 +2,8 @@
 
 Job (JSON): `kind` ("sse", "policy" or "triton"), `address` (host:port), `streams`, `prompts` (text and token ids),
 `max_tokens`, `sampling`, `body` (fields of the REST request that only this server wants). Answers: a list of `Answer`.
+With `second`, another job, every client asks both servers in turn, half of the clients one and half of them the other
+at any time; the answers of `second` follow those of the first.
 """
 
 from __future__ import annotations
@@ -10,18 +12,21 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
 from bench.serving.load import closed_loop
+from bench.serving.sse import Connection, Raw, answer_of
 from bench.serving.stats import Answer
 
 TIMEOUT = 300.0  # seconds for one answer
+Ask = Callable[[int, dict[str, Any]], Awaitable[Answer | Raw]]
 
 
-async def over_sse(job: dict[str, Any]) -> list[Answer]:
-    from bench.serving.sse import Connection, Raw, answer_of
-
+@asynccontextmanager
+async def sse(job: dict[str, Any]) -> AsyncIterator[Ask]:
     host, port = job["address"].rsplit(":", 1)
     connections = [Connection(host, int(port)) for _ in range(job["streams"])]
 
@@ -35,13 +40,13 @@ async def over_sse(job: dict[str, Any]) -> list[Answer]:
         }
         return await connections[client].ask(body, TIMEOUT)
 
-    raws = await closed_loop(job["prompts"], job["streams"], ask)
+    yield ask
     for connection in connections:
         connection.close()
-    return [answer_of(raw) for raw in raws]
 
 
-async def over_policy_grpc(job: dict[str, Any]) -> list[Answer]:
+@asynccontextmanager
+async def policy(job: dict[str, Any]) -> AsyncIterator[Ask]:
     import grpc
 
     from protos.anyloop.v1 import policy_pb2, policy_pb2_grpc, types_pb2
@@ -69,10 +74,11 @@ async def over_policy_grpc(job: dict[str, Any]) -> list[Answer]:
 
     async with grpc.aio.insecure_channel(job["address"]) as channel:
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
-        return await closed_loop(job["prompts"], job["streams"], ask)
+        yield ask
 
 
-async def over_triton(job: dict[str, Any]) -> list[Answer]:
+@asynccontextmanager
+async def triton(job: dict[str, Any]) -> AsyncIterator[Ask]:
     from contextlib import aclosing
 
     from services.hosts.interface import HostError
@@ -100,14 +106,30 @@ async def over_triton(job: dict[str, Any]) -> list[Answer]:
         return answer
 
     try:
-        return await closed_loop(job["prompts"], job["streams"], ask)
+        yield ask
     finally:
         await host.close()
 
 
-KINDS = {"sse": over_sse, "policy": over_policy_grpc, "triton": over_triton}
+KINDS = {"sse": sse, "policy": policy, "triton": triton}
+
+
+async def load(job: dict[str, Any]) -> list[Answer]:
+    jobs = [job, *([job["second"]] if "second" in job else [])]
+    turns = list(range(job["streams"]))
+    async with AsyncExitStack() as stack:
+        asks = [await stack.enter_async_context(KINDS[each["kind"]](each)) for each in jobs]
+
+        async def ask(client: int, prompt: dict[str, Any]) -> tuple[int, Answer | Raw]:
+            turn = turns[client] % len(asks)
+            turns[client] += 1
+            return turn, await asks[turn](client, prompt)
+
+        answers = await closed_loop(job["prompts"], job["streams"], ask)
+        answers.sort(key=lambda turn_and_answer: turn_and_answer[0])  # stable: otherwise client by client
+    # Taken apart only now: while it measures, the client leaves the cores to the servers.
+    return [answer_of(answer) if isinstance(answer, Raw) else answer for _, answer in answers]
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    json.dump([asdict(answer) for answer in asyncio.run(KINDS[given["kind"]](given))], sys.stdout)
+    json.dump([asdict(answer) for answer in asyncio.run(load(json.load(sys.stdin)))], sys.stdout)

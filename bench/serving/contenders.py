@@ -75,22 +75,20 @@ class Bench:
         return modes, {"profile": profile, **opened}
 
     def floors(self) -> dict[str, Any]:
-        """Tokens per second of bare forward passes and of the weight matmuls alone, per batch size."""
+        """Tokens per second of the engine's decode steps, of bare forward passes and of the weight matmuls alone, taken
+        in turn, per batch size."""
         found = {}
         with Worker("bench.serving.worker", self.scratch / "floors.log") as worker:
+            worker.call(op="open", directory=str(self.directory))
             for batch in self.plan.streams:
                 self._say(f"{self.name}: floors, batch {batch}")
-                prompts = self._prompts("greedy", batch)
-                job = {
-                    "directory": str(self.directory),
-                    "batch": batch,
-                    "prompt_tokens": round(sum(len(prompt.tokens) for prompt in prompts) / len(prompts)),
-                    "steps": self.plan.max_tokens,
-                }
-                found[str(batch)] = {
-                    "hugging_face_forward": worker.call(op="forward_floor", **job),
-                    "matmuls": worker.call(op="matmul_floor", **job),
-                }
+                found[str(batch)] = worker.call(
+                    op="beside_the_floors",
+                    directory=str(self.directory),
+                    prompts=[prompt.tokens for prompt in self._prompts("floors", batch)[:batch]],
+                    steps=self.plan.max_tokens,
+                    samplings={mode: self._sampling(mode) for mode in MODES},
+                )
         return found
 
     def stack(self) -> tuple[dict[str, Points], dict[str, Points], dict[str, Any]]:
@@ -133,26 +131,25 @@ class Bench:
                 max_tokens=self.plan.max_tokens,
                 sampling=self._sampling(mode),
             )
-        point = _point_of([Answer(**answer) for answer in found], streams, watch)
-        decode = worker.call(
-            op="decode", prompts=prompts[:streams], steps=self.plan.max_tokens, sampling=self._sampling(mode)
-        )
-        return {**point, "decode_tokens_per_second": decode}
+        return _point_of([Answer(**answer) for answer in found], streams, watch)
 
     def _gateway(self, stack: Stack) -> dict[str, Any]:
-        """Times to first token with and without the gateway, taken in turn so that both meet the same machine."""
-        times: dict[str, list[float]] = {"policy": [], "sse": []}
-        for turn in range(self.plan.gateway_rounds):
-            for kind in times:
-                prompts = prompts_for(self.sequencer, 32, f"{kind} {turn}")
-                self._say(f"{self.name}: what the gateway adds, round {turn + 1}, {kind}")
-                answers = run_client(stack.job(kind, _plain(prompts), 8, 16, self._sampling("greedy")))
-                times[kind] += [answer.arrivals[0] - answer.asked for answer in answers if answer.arrivals]
+        """Times to first token with and without the gateway: eight clients ask one and the other in turn."""
+        self._say(f"{self.name}: what the gateway adds")
+        streams = 8
+        prompts = _plain(prompts_for(self.sequencer, streams * self.plan.gateway_requests, "gateway"))
+        jobs = [stack.job(kind, prompts, streams, 16, self._sampling("greedy")) for kind in ("policy", "sse")]
+        answers = run_client({**jobs[0], "second": jobs[1]})
+        half = len(answers) // 2
+        direct, through = (
+            [answer.arrivals[0] - answer.asked for answer in part if answer.arrivals]
+            for part in (answers[:half], answers[half:])
+        )
         return {
-            "streams": 8,
-            "answers": len(times["sse"]),
-            "policy_ttft_p50": percentile(times["policy"], 0.5),
-            "gateway_ttft_p50": percentile(times["sse"], 0.5),
+            "streams": streams,
+            "answers": len(direct) + len(through),
+            "policy_ttft_p50": percentile(direct, 0.5),
+            "gateway_ttft_p50": percentile(through, 0.5),
         }
 
     # -- what is asked -------------------------------------------------------------------------------------------

@@ -67,27 +67,31 @@ class _Driver:
         self._streams = streams
         self._queues = [deque(prompts[client::streams]) for client in range(streams)]
         self._live: dict[Request, tuple[int, Answer]] = {}
-        self._answers: list[Answer] = []
+        self._answers: list[list[Answer]] = [[] for _ in range(streams)]
         self._done = threading.Event()
 
     def run(self) -> list[Answer]:
         runner = EngineRunner(self._opened.engine, self._step)
         runner.start()
         try:
-            runner.call(lambda engine: [self._next(client) for client in range(self._streams)]).result()
+            runner.call(self._begin).result()
             while not self._done.wait(1.0):
                 if runner.failure is not None:
                     raise runner.failure
         finally:
             runner.close()
-        return self._answers
+        return [answer for answers in self._answers for answer in answers]
+
+    def _begin(self, engine: Engine) -> None:
+        for client in range(self._streams):  # all at once, as clients that connect together do
+            self._next(client)
 
     def _next(self, client: int) -> None:
         if self._queues[client]:
             prompt = self._queues[client].popleft()
             request = self._opened.request(client, prompt, self._max_tokens, self._sampling)
             answer = Answer(time.perf_counter())
-            self._answers.append(answer)
+            self._answers[client].append(answer)
             self._live[request] = (client, answer)
             self._opened.engine.submit(request)
         elif not self._live:
@@ -111,12 +115,12 @@ class _Driver:
 def measure(
     opened: OpenEngine, prompts: list[list[int]], streams: int, max_tokens: int, sampling: dict[str, Any]
 ) -> list[Answer]:
-    """`streams` clients share `prompts`, each with one request at a time."""
+    """`streams` clients share `prompts`, each with one request at a time; the answers come client by client."""
     return _Driver(opened, prompts, streams, max_tokens, sampling).run()
 
 
 def decode_seconds(
-    opened: OpenEngine, prompts: list[list[int]], steps: int, sampling: dict[str, Any], at_least: float = 1.0
+    opened: OpenEngine, prompts: list[list[int]], steps: int, sampling: dict[str, Any], at_least: float = 0.4
 ) -> float:
     """Seconds of a step that decodes one token for each of `prompts` and reads none: the median of whole answers of
     `steps` tokens, repeated for `at_least` seconds."""

@@ -11,7 +11,10 @@ Got = TypeVar("Got")
 
 
 async def closed_loop(prompts: Sequence[Asked], streams: int, ask: Callable[[int, Asked], Awaitable[Got]]) -> list[Got]:
-    """`ask(client, prompt)`: client `c` of `streams` asks prompts `c`, `c + streams`, ... one after another."""
+    """`ask(client, prompt)`: client `c` of `streams` asks prompts `c`, `c + streams`, ... one after another.
+
+    The answers come client by client, whichever ended first.
+    """
 
     async def client(number: int) -> list[Got]:
         return [await ask(number, prompt) for prompt in prompts[number::streams]]

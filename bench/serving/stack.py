@@ -29,6 +29,7 @@ class Stack:
     triton: str
     policy: str
     gateway: str
+    control: str  # of the policy service
     pids: dict[str, int]
 
     def job(
@@ -64,6 +65,7 @@ def anyloop_stack(directory: Path, home: Path) -> Iterator[Stack]:
                 triton=address["triton"],
                 policy=address["policy"],
                 gateway=address["gateway"].removeprefix("http://"),
+                control=topology.urls["control (policy)"],
                 pids=pid,
             )
             supervisor.check()

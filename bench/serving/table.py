@@ -57,12 +57,20 @@ def _row(point: dict[str, Any]) -> list[str]:
 def _floors(name: str, model: dict[str, Any]) -> RenderableType:
     if "floors" not in model:
         return ""
-    table = Table(title=f"{name}: floors, tokens/s", title_justify="left")
-    columns = ("batch", "Hugging Face forward, decode", "with prompts", "matmuls (torch)", "matmuls (oneDNN, packed)")
+    table = Table(title=f"{name}: decode steps beside the floors, taken in turn, tokens/s", title_justify="left")
+    columns = (
+        "batch",
+        "engine, greedy",
+        "engine, sampled",
+        "Hugging Face forward, decode",
+        "with prompts",
+        "matmuls (torch)",
+        "matmuls (oneDNN, packed)",
+    )
     for column in (*columns, "matmuls with prompts (faster)"):
         table.add_column(column, justify="right")
     for batch, floor in model["floors"].items():
-        forward, matmuls = floor["hugging_face_forward"], floor["matmuls"]
+        engine, forward, matmuls = floor["engine"], floor["hugging_face_forward"], floor["matmuls"]
         figures = (
             forward["decode"],
             forward["with_prompts"],
@@ -70,7 +78,7 @@ def _floors(name: str, model: dict[str, Any]) -> RenderableType:
             matmuls["onednn"],
             matmuls["with_prompts"],
         )
-        table.add_row(batch, *(f"{figure:.0f}" for figure in figures))
+        table.add_row(batch, *(f"{figure:.0f}" for figure in (engine["greedy"], engine["sampled"], *figures)))
     return table
 
 

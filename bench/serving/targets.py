@@ -64,16 +64,14 @@ def _against_the_floors(model: str, report: dict[str, Any]) -> Iterator[Target]:
     if not (engine and floor):
         return
     forward, matmuls = floor["hugging_face_forward"], floor["matmuls"]
-    decoding, whole = engine.get("decode_tokens_per_second"), engine["tokens_per_second"]
+    decoding, whole = floor["engine"]["greedy"], engine["tokens_per_second"]
     aim = 0.65 if model == "llama-7m" else None
-    if decoding:
-        yield Target(
-            model, "in process / Hugging Face forward, decode steps, batch 32", decoding / forward["decode"], 1.5
-        )
-        yield Target(model, "in process / matmul floor (torch), decode steps, batch 32", decoding / matmuls["mkl"], aim)
-        yield Target(
-            model, "in process / matmul floor (oneDNN, packed), decode steps, batch 32", decoding / matmuls["onednn"]
-        )
+    name = "in process / Hugging Face forward, decode steps, batch 32"
+    yield Target(model, name, decoding / forward["decode"], 1.5)
+    name = "in process / matmul floor (torch), decode steps, batch 32"
+    yield Target(model, name, decoding / matmuls["mkl"], aim)
+    name = "in process / matmul floor (oneDNN, packed), decode steps, batch 32"
+    yield Target(model, name, decoding / matmuls["onednn"])
     name = "in process / Hugging Face forward, prompts read on both sides, batch 32"
     yield Target(model, name, whole / forward["with_prompts"])
     name = "in process / matmul floor (faster one), prompts read on both sides, batch 32"
@@ -92,10 +90,10 @@ def _between_the_layers(model: str, report: dict[str, Any]) -> Iterator[Target]:
 
 
 def _sampling_cost(model: str, report: dict[str, Any]) -> Iterator[Target]:
-    greedy, sampled = _point(report, ENGINE), _point(report, ENGINE, mode="sampled")
-    if greedy and sampled:
-        cost = 1 - sampled["tokens_per_second"] / greedy["tokens_per_second"]
-        yield Target(model, "exact top-p costs, in process, 32 streams", cost * 100, 15.0, False, "%")
+    floor = report.get("floors", {}).get(MOST)
+    if floor:
+        cost = 1 - floor["engine"]["sampled"] / floor["engine"]["greedy"]
+        yield Target(model, "exact top-p costs of decode steps in process, batch 32", cost * 100, 15.0, False, "%")
 
 
 def _point(report: dict[str, Any], contender: str, streams: str = MOST, mode: str = "greedy") -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from bench.serving import floors
 from bench.serving.inprocess import OpenEngine, decode_seconds, measure
 from bench.serving.phases import profile_phases
 from bench.serving.processes import serve_jobs
+
+ROUNDS = 3
 
 
 class _Jobs:
@@ -41,18 +44,34 @@ class _Jobs:
     ) -> list[dict[str, Any]]:
         return [asdict(answer) for answer in measure(self._opened, prompts, streams, max_tokens, sampling)]
 
-    def decode(self, prompts: list[list[int]], steps: int, sampling: dict[str, Any]) -> float:
-        """Tokens per second of steps that only decode."""
-        return len(prompts) / decode_seconds(self._opened, prompts, steps, sampling)
-
     def profile(self, prompts: list[list[int]], steps: int, sampling: dict[str, Any]) -> dict[str, Any]:
         return profile_phases(self._opened, prompts, steps, sampling)
 
-    def forward_floor(self, directory: str, batch: int, prompt_tokens: int, steps: int) -> dict[str, float]:
-        return floors.hugging_face_forward(_model(directory), batch, prompt_tokens, steps)
-
-    def matmul_floor(self, directory: str, batch: int, prompt_tokens: int, steps: int) -> dict[str, float]:
-        return floors.matmuls(_model(directory), batch, prompt_tokens, steps)
+    def beside_the_floors(
+        self, directory: str, prompts: list[list[int]], steps: int, samplings: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Tokens per second at one batch: the engine's decode steps by mode, forward passes and matmuls alone, taken in
+        turn so that all of them meet the same machine; the median of each."""
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        batch, length = len(prompts), round(sum(map(len, prompts)) / len(prompts))
+        rounds = []
+        for _ in range(ROUNDS):
+            engine = {
+                mode: batch / decode_seconds(self._opened, prompts, steps, sampling)
+                for mode, sampling in samplings.items()
+            }
+            forward = floors.hugging_face_forward(model, batch, length, steps)
+            rounds.append(
+                {
+                    "engine": engine,
+                    "hugging_face_forward": forward,
+                    "matmuls": floors.matmuls(model, batch, length, steps),
+                }
+            )
+        return {
+            kind: {name: statistics.median(each[kind][name] for each in rounds) for name in rounds[0][kind]}
+            for kind in rounds[0]
+        }
 
     @property
     def _opened(self) -> OpenEngine:
@@ -61,15 +80,9 @@ class _Jobs:
         return self._engine
 
 
-def _model(directory: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-
-
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     jobs = _Jobs()
-    serve_jobs(
-        {name: getattr(jobs, name) for name in ("open", "load", "decode", "profile", "forward_floor", "matmul_floor")}
-    )
+    serve_jobs({name: getattr(jobs, name) for name in ("open", "load", "profile", "beside_the_floors")})

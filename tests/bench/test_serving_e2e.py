@@ -26,7 +26,7 @@ def test_one_short_run_has_every_contender_side_by_side_and_leaves_no_process(tm
             assert point["peak_memory_bytes"] > 2**20
     frozen = {name: found for name, found in report["models"]["tiny-omni"]["checks"].items() if found}
     assert [list(found.values()) for found in frozen.values()] == [[True], [False]]  # the peer's sampling, and ours
-    assert report["models"]["tiny-omni"]["floors"]["2"]["matmuls"]["mkl"] > 0
+    assert report["models"]["tiny-omni"]["floors"]["2"]["engine"]["greedy"] > 0
     assert (tmp_path / "serving.png").stat().st_size > 10_000
     assert "whole stack" in ended.stdout
     assert not _processes_that_mention(str(tmp_path))
