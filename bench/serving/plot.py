@@ -34,7 +34,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.minorticks_off()
             axis.grid(alpha=0.3)
-        row[0].legend(fontsize="x-small")
+    handles = {label: handle for row in axes for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -47,10 +48,10 @@ def _panel(axis: Axes, model: dict[str, Any], key: str, scale: float) -> None:
                 style = "-" if mode == "greedy" else "--"
                 axis.plot(*zip(*known, strict=True), style, marker="o", color=colour, label=f"{contender}, {mode}")
     if key == "tokens_per_second" and "floors" in model:
-        for label, (kind, figure) in {
-            "Hugging Face forward": ("hugging_face_forward", "decode"),
-            "matmuls (torch)": ("matmuls", "mkl"),
-            "matmuls (oneDNN)": ("matmuls", "onednn"),
-        }.items():
+        for label, kind, figure, colour in (
+            ("floor: Hugging Face forward", "hugging_face_forward", "decode", "black"),
+            ("floor: matmuls (torch)", "matmuls", "mkl", "tab:orange"),
+            ("floor: matmuls (oneDNN, packed)", "matmuls", "onednn", "gold"),
+        ):
             floors = [(int(batch), floor[kind][figure]) for batch, floor in model["floors"].items()]
-            axis.plot(*zip(*floors, strict=True), ":", marker=".", label=label)
+            axis.plot(*zip(*floors, strict=True), ":", marker=".", color=colour, label=label)
