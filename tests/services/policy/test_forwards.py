@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from services.policy.engine import Engine, Request, Sampling, WeightSet
 from services.policy.engine.forward import Chunk, ForwardOptions, NoForward, build_forward, choose, fused
-from services.policy.engine.forward.linear import linear, packing_works
+from services.policy.engine.forward.linear import linear, packing_works, padded_rows
 
 VOCABULARY = 97
 SHAPE = {
@@ -202,7 +202,7 @@ def test_a_compiled_step_gives_what_the_plain_one_gives() -> None:
         assert torch.allclose(*logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 32])
+@pytest.mark.parametrize("rows", [1, 5, 32, 300])
 def test_a_packed_matrix_multiplies_like_the_plain_one(rows: int) -> None:
     assert packing_works()
     torch.manual_seed(0)
@@ -213,3 +213,11 @@ def test_a_packed_matrix_multiplies_like_the_plain_one(rows: int) -> None:
     assert torch.allclose(packed.silu(x), torch.nn.functional.silu(plain), atol=1e-4)
     assert torch.allclose(packed.times(x, other), plain * other, atol=1e-4)
     assert torch.allclose(packed.plus(x, other), plain + other, atol=1e-4)
+
+
+def test_kernels_are_compiled_for_few_numbers_of_rows() -> None:
+    assert [padded_rows(rows) for rows in (1, 3, 5, 13, 29, 32, 33, 64, 65, 1000)] == [
+        *(1, 4, 8, 16, 32),
+        *(32, 64, 64, 96, 1024),
+    ]
+    assert len({padded_rows(rows) for rows in range(1, 129)}) == 13  # longer inputs go in blocks of 128

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.key_values import KeyValueCache, row_view
-from services.policy.engine.forward.linear import Linear, linear
+from services.policy.engine.forward.linear import Linear, linear, padded_rows
 from services.policy.engine.forward.masks import additive, slides, window_of
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM")
@@ -97,7 +97,7 @@ class FusedForward:
                 scale=self._scale,
             )
 
-        return self._output(self._run(torch.tensor(tokens), at, attend))
+        return self._output(self._run(torch.tensor(tokens), at, attend))[: len(rows)]
 
     @torch.inference_mode()
     def read(self, cache: KeyValueCache, chunks: list[Chunk]) -> None:
@@ -153,14 +153,19 @@ class FusedForward:
     # -- layers --------------------------------------------------------------------------------------------------
 
     def _run(self, tokens: torch.Tensor, at: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
-        """Hidden states `[tokens, width]` behind the last norm. `attend(layer, q, k, v)`: `[tokens, heads, dim]`."""
-        x = functional.embedding(tokens, self._embedding)
-        rotation = self._rotation[at][:, None]
-        heads = self._heads
+        """Hidden states behind the last norm, one for each token and then spare ones.
+
+        `attend(layer, q, k, v)` takes and gives `[tokens, heads, dimension]`.
+        """
+        count, heads = len(tokens), self._heads
+        spare = padded_rows(count) - count  # computed for nothing, behind everything that is looked at
+        x = functional.embedding(functional.pad(tokens, (0, spare)), self._embedding)
+        rotation = self._rotation[functional.pad(at, (0, spare))][:, None]
         for index, layer in enumerate(self._layers):
-            qkv = self._before(self, layer, x, rotation)
+            qkv = self._before(self, layer, x, rotation)[:count]
             q, k, v = qkv[:, :heads], qkv[:, heads : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
-            x = self._after(self, layer, x, attend(index, q, k, v).reshape(len(tokens), -1))
+            attended = attend(index, q, k, v).reshape(count, -1)
+            x = self._after(self, layer, x, functional.pad(attended, (0, 0, 0, spare)) if spare else attended)
         return functional.rms_norm(x, self._norm.shape, self._norm, self._epsilon)
 
     def _before_attention(self, layer: _Layer, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
