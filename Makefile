@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning bench-serving clean
+.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,6 +77,9 @@ bench-learning: $(STAMP)  ## What the trainer's settings do to the reference mod
 
 bench-serving: $(STAMP) $(PEER)  ## AnyLoop beside `transformers serve` and its floors: one table, bench-out/serving.{json,png}
 	$(BIN)/python -m bench.serving
+
+bench-swap: $(STAMP)  ## Fifty swaps under 32 streams: dropped, garbled, how long steps pause: bench-out/swap.json
+	$(BIN)/python -m bench.swap
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,13 +44,14 @@ class WeightSet:
     architecture: dict[str, Any] = field(default_factory=dict)  # of config.json
     options: ForwardOptions = field(default_factory=ForwardOptions)
     kind: str = ""  # of forward that it must run by; empty: the fastest that works
+    proven: bool = False  # a set of the same architecture runs by it
     forward: Forward = field(init=False)
     uid: int = field(init=False)  # no other set in this process has it: a version loaded again is another set
 
     def __post_init__(self) -> None:
         """Raises NoForward."""
         self.uid = next(_uids)
-        self.forward = build_forward(self.model, self.options, self.kind)
+        self.forward = build_forward(self.model, self.options, self.kind, self.proven)
 
     def drop_module(self) -> None:
         """Gives the module's tensors back where the forward holds copies; shapes and buffers stay."""
@@ -124,8 +125,9 @@ def _load(
     else:
         model = _new_model(path, version, tensors)
     kind = like.forward.kind if like is not None else ""
+    proven = like is not None and (like.architecture, like.options) == (architecture, options)
     try:
-        weights = WeightSet(version, model, found, architecture=architecture, options=options, kind=kind)
+        weights = WeightSet(version, model, found, architecture=architecture, options=options, kind=kind, proven=proven)
     except NoForward as error:
         raise _refused(version, str(error)) from error
     if like is not None:

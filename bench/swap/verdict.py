@@ -1,0 +1,115 @@
+"""From answers and swaps to a verdict: dropped, garbled, and how long decode steps paused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from bench.serving.stats import percentile
+
+STEPS_ALLOWED = 2  # of the target: a stall takes no longer than these and one copy of the weights
+
+
+@dataclass
+class Reply:
+    """A streamed answer as its client saw it; `arrivals` in seconds of one clock."""
+
+    prompt: int  # which of the run's prompts
+    tokens: list[int] = field(default_factory=list)
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    finished: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One change of weights. Seconds; `began` and `ended` on the clock of the replies."""
+
+    began: float
+    ended: float
+    load: float
+    switch: float
+    longest_gap: float  # between the ends of two steps, load and switch together
+    usual_gap: float  # the median before
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """An answer that is not its version's own, and where the two part."""
+
+    version: str
+    prompt: int
+    at: int
+    expected: list[int]
+    found: list[int]
+
+
+def dropped(replies: Sequence[Reply]) -> list[Reply]:
+    """Those that did not end by themselves, or whose tokens and spans do not cover each other."""
+    return [reply for reply in replies if reply.error or not reply.finished or not _covered(reply)]
+
+
+def deviations(replies: Sequence[Reply], own: Mapping[str, Sequence[Sequence[int]]]) -> list[Deviation]:
+    """The answers of a `finish` run that are not, token by token, what one version gives alone.
+
+    `own[version][prompt]` is that version's greedy answer. More than one version in an answer deviates at the second.
+    """
+    found = []
+    for reply in replies:
+        if not reply.spans:
+            continue
+        version = reply.spans[0][0]
+        expected = list(own[version][reply.prompt])
+        if len(reply.spans) > 1:
+            found.append(Deviation(version, reply.prompt, reply.spans[0][2], expected, reply.tokens))
+        elif reply.tokens != expected:
+            pairs = zip(reply.tokens, expected, strict=False)
+            shorter = min(len(reply.tokens), len(expected))
+            at = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), shorter)
+            found.append(Deviation(version, reply.prompt, at, expected, reply.tokens))
+    return found
+
+
+def stalls(swaps: Sequence[Swap], copy_seconds: float) -> dict[str, Any]:
+    """Percentiles in milliseconds and in decode steps, beside the target."""
+    longest = [swap.longest_gap for swap in swaps]
+    usual = median(swap.usual_gap for swap in swaps)
+    allowed = STEPS_ALLOWED * usual + copy_seconds
+    worst = percentile(longest, 0.99)
+    return {
+        "step_ms": usual * 1e3,
+        "stall_p50_ms": percentile(longest, 0.5) * 1e3,
+        "stall_p99_ms": worst * 1e3,
+        "stall_max_ms": max(longest) * 1e3,
+        "stall_p99_steps": worst / usual if usual else None,
+        "allowed_ms": allowed * 1e3,
+        "met": worst <= allowed,
+        "load_p50_ms": percentile([swap.load for swap in swaps], 0.5) * 1e3,
+        "switch_p99_ms": percentile([swap.switch for swap in swaps], 0.99) * 1e3,
+    }
+
+
+def client_gap_ms(replies: Sequence[Reply], swaps: Sequence[Swap]) -> float:
+    """The 99th percentile, over swaps, of the longest silence that any client heard while one was under way."""
+    worst = []
+    for swap in swaps:
+        gaps = [
+            later - earlier
+            for reply in replies
+            for earlier, later in zip(reply.arrivals, reply.arrivals[1:], strict=False)
+            if later > swap.began and earlier < swap.ended
+        ]
+        worst.append(max(gaps, default=0.0))
+    return percentile(worst, 0.99) * 1e3
+
+
+def _covered(reply: Reply) -> bool:
+    at = 0
+    for _, begin, end in reply.spans:
+        if begin != at or end <= begin:
+            return False
+        at = end
+    return at == len(reply.tokens) > 0
