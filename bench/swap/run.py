@@ -22,7 +22,7 @@ from bench.serving.models import model_directory
 from bench.serving.prompts import prompts_for
 from bench.serving.stack import anyloop_stack
 from bench.swap.target import InProcess, Target, ThroughTriton
-from bench.swap.verdict import Deviation, Reply, Swap, client_gap_ms, deviations, dropped, stalls
+from bench.swap.verdict import Deviation, Reply, Swap, client_gaps, deviations, dropped, stalls
 
 BASE = "policy-000000"
 TIE = 1e-3  # two tokens whose log-probabilities are closer may change places with the batch they are in
@@ -117,7 +117,7 @@ async def _modes(
             found = deviations(replies, own)
             ties = [await _is_tie(target, prompts, one) for one in found]
             row |= {"garbled": ties.count(False), "ties": ties.count(True)}
-        rows.append(row | stalls(swaps, copy) | {"client_gap_p99_ms": client_gap_ms(replies, swaps)})
+        rows.append(row | stalls(swaps, copy) | client_gaps(replies, swaps))
     return rows
 
 

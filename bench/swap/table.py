@@ -25,11 +25,13 @@ _COLUMNS = (
     ("switch p99 ms", "switch_p99_ms", ".2f"),
     ("load p50 ms", "load_p50_ms", ".0f"),
     ("client gap p99 ms", "client_gap_p99_ms", ".0f"),
+    ("before", "client_gap_before_p99_ms", ".0f"),
 )
 _NOTE = (
     "stall: the longest time between the ends of two decode steps, from the begin of a load to the first step on the "
     "new weights; it holds one ordinary step. step: the median before each load. allowed: 2 steps and one copy of the "
-    "weights in memory, which the p99 is held against. client gap: the longest silence that any client heard meanwhile."
+    "weights in memory, which the p99 is held against. client gap: the longest silence that any client heard "
+    "meanwhile, and in a time as long before."
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -92,18 +93,22 @@ def stalls(swaps: Sequence[Swap], copy_seconds: float) -> dict[str, Any]:
     }
 
 
-def client_gap_ms(replies: Sequence[Reply], swaps: Sequence[Swap]) -> float:
-    """The 99th percentile, over swaps, of the longest silence that any client heard while one was under way."""
-    worst = []
-    for swap in swaps:
-        gaps = [
-            later - earlier
-            for reply in replies
-            for earlier, later in zip(reply.arrivals, reply.arrivals[1:], strict=False)
-            if later > swap.began and earlier < swap.ended
+def client_gaps(replies: Sequence[Reply], swaps: Sequence[Swap]) -> dict[str, float]:
+    """The 99th percentile, over swaps, of the longest silence that any client heard while one was under way, and in a
+    time as long just before it: what streams, prompts and the machine do to each other without a swap."""
+    gaps = [pair for reply in replies for pair in pairwise(reply.arrivals)]
+
+    def worst(windows: Sequence[tuple[float, float]]) -> float:
+        longest = [
+            max((later - earlier for earlier, later in gaps if later > began and earlier < ended), default=0.0)
+            for began, ended in windows
         ]
-        worst.append(max(gaps, default=0.0))
-    return percentile(worst, 0.99) * 1e3
+        return percentile(longest, 0.99) * 1e3
+
+    return {
+        "client_gap_p99_ms": worst([(swap.began, swap.ended) for swap in swaps]),
+        "client_gap_before_p99_ms": worst([(2 * swap.began - swap.ended, swap.began) for swap in swaps]),
+    }
 
 
 def _covered(reply: Reply) -> bool:
