@@ -75,13 +75,25 @@ def score_sequences(module: nn.Module, sequences: Sequence[TokenSequence], batch
 
 
 def grammar_masks(
-    layout: SequenceLayout, answer: Sequence[int], modalities: Iterable[Modality] | None, vocabulary: int
+    layout: SequenceLayout,
+    answer: Sequence[int],
+    modalities: Iterable[Modality] | None,
+    vocabulary: int,
+    limit: int = 0,
 ) -> Tensor:
-    """Which tokens the serving engine allowed at each step of `answer`, `[len(answer), vocabulary]` bool."""
+    """Which tokens the serving engine allowed at each step of `answer`, `[len(answer), vocabulary]` bool.
+
+    `limit`: the most tokens the answer might have; near it the engine opens no medium that would not fit. 0: no limit.
+    """
     grammar = OutputGrammar(layout, modalities, vocabulary)
     rows = []
-    for token in answer:
-        rows.append(torch.from_numpy(grammar.mask().copy()))
+    for at, token in enumerate(answer):
+        mask = torch.from_numpy(grammar.mask().copy())
+        if limit and not grammar.tokens_to_close:
+            for span in layout.codes.values():
+                if span.length + 2 > limit - at:
+                    mask[span.open] = False
+        rows.append(mask)
         grammar.advance(token)
     return torch.stack(rows)
 

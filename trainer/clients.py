@@ -24,6 +24,7 @@ from protos.anyloop.v1 import (
     decoder_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
+    scoring_pb2,
     types_pb2,
 )
 
@@ -39,6 +40,7 @@ MODALITIES = {
     Modality.VIDEO: types_pb2.MODALITY_VIDEO,
 }
 FROM_PROTO = {number: modality for modality, number in MODALITIES.items()}
+_SCORED_AT_A_TIME = 64
 RETRIABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
 
 
@@ -127,6 +129,28 @@ class Services:
             version,
             done.finish_reason == types_pb2.FINISH_REASON_STOP,
         )
+
+    async def score(
+        self, asked: Sequence[tuple[SampleRequest, Sequence[int]]], version: str
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of given answers under `version`, as the engine samples and logs them. Raises ServiceError."""
+        sequences = [
+            scoring_pb2.ScoreSequence(
+                prompt_token_ids=request.prompt,
+                output_token_ids=tokens,
+                modalities=[MODALITIES[modality] for modality in request.modalities],
+                max_tokens=request.max_tokens,
+            )
+            for request, tokens in asked
+        ]
+        scores: list[tuple[float, ...]] = []
+        for begin in range(0, len(sequences), _SCORED_AT_A_TIME):
+            message = scoring_pb2.ScoreRequest(
+                sequences=sequences[begin : begin + _SCORED_AT_A_TIME], version=version, grammar=True
+            )
+            answer = await self._call(lambda: self._policy.Score(message, timeout=self._timeout))  # noqa: B023
+            scores.extend(tuple(one.logprobs) for one in answer.scores)
+        return scores
 
     async def generate(self, message: policy_pb2.GenerateRequest) -> types_pb2.Message:
         """The whole answer to `message`, media stored and named by reference. Raises ServiceError."""

@@ -114,7 +114,7 @@ def collect(
         chosen = [rollouts[i] for i in group]
         batch = collate([rollout.sequence for rollout in chosen])
         values = batch.split_rows(critic.module(batch.input_ids, batch.index))
-        ref = batch.split_rows(token_logprobs(reference, batch, _masks(chosen, layout, reference)))
+        ref = batch.split_rows(token_logprobs(reference, batch, _masks(chosen, layout, reference, settings)))
         for i, rollout, value, ref_logprobs in zip(group, chosen, values, ref, strict=True):
             logged = torch.tensor(rollout.logprobs)
             rewards = kl_rewards(logged, ref_logprobs, scores[i], settings.ppo_kl)
@@ -156,7 +156,7 @@ def update(
 
         def policy_part(group: list[int], whole: int = tokens) -> Tensor:
             batch, some, weights = rows(group)
-            masks = _masks([one.rollout for one in some], layout, actor.module)
+            masks = _masks([one.rollout for one in some], layout, actor.module, settings)
             logprobs = token_logprobs(actor.module, batch, masks)
             logged = torch.cat([torch.tensor(one.rollout.logprobs) for one in some])
             ratios.append(float((logprobs.detach() - logged).exp().mean()))
@@ -189,10 +189,14 @@ def update(
     }
 
 
-def _masks(rollouts: Sequence[Rollout], layout: SequenceLayout, model: torch.nn.Module) -> Tensor:
+def _masks(
+    rollouts: Sequence[Rollout], layout: SequenceLayout, model: torch.nn.Module, settings: TrainerSettings
+) -> Tensor:
     """The engine's grammar at every answer token of `rollouts`, `[tokens, vocabulary]`."""
-    width = _vocabulary(model)
-    return torch.cat([grammar_masks(layout, rollout.answer, rollout.modalities or None, width) for rollout in rollouts])
+    width, limit = _vocabulary(model), settings.max_answer_tokens
+    return torch.cat(
+        [grammar_masks(layout, rollout.answer, rollout.modalities or None, width, limit) for rollout in rollouts]
+    )
 
 
 def _vocabulary(model: torch.nn.Module) -> int:

@@ -1,17 +1,21 @@
 """Rollouts from the serving engine: the actor's weights staged beside the serving ones, answers pinned to them."""
 
+import logging
 import uuid
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from anyloop.registry import Registry
-from trainer.clients import SampleRequest, Services, gather
+from trainer.clients import Sample, SampleRequest, Services, gather
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
 from trainer.ppo import Rollout
 from trainer.publish import publish_weights
 
+log = logging.getLogger(__name__)
+
+LARGEST_GAP = 0.1  # between a logged and a scored log-probability; bfloat16 engines are off by some hundredths
 ROLLOUT = "policy-rollout-"  # names of staged versions; they are never announced
 
 
@@ -27,7 +31,8 @@ async def sample_rollouts(
 ) -> list[Rollout]:
     """`ppo_rollouts` answers to `prompts` in turn, by `weights`, or by the serving `policy` where they are None.
 
-    `key` names the round in the staged version. Raises ServiceError.
+    The engine scores every answer again, and one whose logged log-probabilities it cannot repeat is left out: importance
+    ratios against them would mean nothing. `key` names the round in the staged version. Raises ServiceError.
     """
     begin = turn * settings.ppo_rollouts
     asked = [prompts[i % len(prompts)] for i in range(begin, begin + settings.ppo_rollouts)]
@@ -42,13 +47,36 @@ async def sample_rollouts(
         for number, seed in enumerate(asked)
     ]
     samples = await gather(services.sample, requests, "a rollout")
+    whole = [
+        (request, one)
+        for request, one in zip(requests, samples, strict=True)
+        if one is not None and one.finished and len(one.tokens) == len(one.logprobs) > 0
+    ]
+    kept = await _repeatable(services, whole, version)
     if weights is not None:
         await clear_rollouts(services, registry)
-    return [
-        Rollout(request.prompt, one.tokens, one.logprobs, request.modalities)
-        for request, one in zip(requests, samples, strict=True)
-        if one is not None and one.finished and len(one.tokens) == len(one.logprobs)
-    ]
+    return [Rollout(request.prompt, one.tokens, one.logprobs, request.modalities) for request, one in kept]
+
+
+async def _repeatable(
+    services: Services, samples: Sequence[tuple[SampleRequest, Sample]], version: str
+) -> list[tuple[SampleRequest, Sample]]:
+    scores = await services.score([(request, one.tokens) for request, one in samples], version)
+    kept, largest = [], 0.0
+    for (request, one), scored in zip(samples, scores, strict=True):
+        gap = max(abs(logged - again) for logged, again in zip(one.logprobs, scored, strict=True))
+        largest = max(largest, gap)
+        if gap <= LARGEST_GAP:
+            kept.append((request, one))
+    if len(kept) < len(samples):
+        log.warning(
+            "%d of %d rollouts of %s are left out: their log-probabilities differ by up to %.3g from the engine's own",
+            len(samples) - len(kept),
+            len(samples),
+            version,
+            largest,
+        )
+    return kept
 
 
 async def clear_rollouts(services: Services, registry: Registry) -> None:

@@ -24,6 +24,7 @@ from protos.anyloop.v1 import (
     decoder_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
+    scoring_pb2,
     types_pb2,
 )
 
@@ -45,6 +46,8 @@ class FakeServices(
         self.running, self.most_running = 0, 0
         self.unavailable = 0
         self.refuse_staging = ""
+        self.score_shift = 0.0  # between what is logged and what Score says
+        self.scored: list[scoring_pb2.ScoreRequest] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._stop = asyncio.Event()
@@ -99,6 +102,16 @@ class FakeServices(
                 message=types_pb2.Message(parts=[types_pb2.ContentPart(text=text)]),
             )
         )
+
+    async def Score(
+        self, request: scoring_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> scoring_pb2.ScoreResponse:
+        self.scored.append(request)
+        scores = [
+            scoring_pb2.TokenScores(logprobs=[-2.0 - self.score_shift] * len(one.output_token_ids))
+            for one in request.sequences
+        ]
+        return scoring_pb2.ScoreResponse(scores=scores, version=request.version)
 
     async def Critique(
         self, request: critique_pb2.CritiqueRequest, context: grpc.aio.ServicerContext
