@@ -104,6 +104,20 @@ def test_greedy_answers_are_those_of_generate_token_by_token(name: str) -> None:
         assert request.output == whole[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3, some layers with a window"])
+def test_without_the_compiled_attention_the_logits_are_the_same(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = _model(name)
+    compiled = build_forward(model, ForwardOptions(length=64), kind="fused")
+    monkeypatch.setattr(fused, "decode_attention", lambda *_: None)
+    plain = build_forward(model, ForwardOptions(length=64), kind="fused")
+    logits = []
+    for forward in (compiled, plain):
+        cache = forward.new_cache(3, 64)
+        forward.read(cache, [Chunk(0, 0, [3] * 9), Chunk(2, 0, [4] * 20)])
+        logits.append(forward.decode(cache, [0, 2], [5, 6], [9, 20]))
+    assert torch.allclose(*logits, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["qwen3, some layers with a window", "gemma3", "mamba"])
 def test_scores_are_the_log_probabilities_of_the_model(name: str) -> None:
     model = _model(name)

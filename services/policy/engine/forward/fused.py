@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from services.policy.engine.forward.decode_attention import decode_attention
 from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.key_values import KeyValueCache, row_view
 from services.policy.engine.forward.linear import Linear, linear, padded_rows
@@ -65,6 +66,7 @@ class FusedForward:
         self._norm = _norm_weight(norm)
         self._output = linear(model.lm_head.weight.detach(), model.lm_head.bias, options.dtype)
         # Functions, not bound methods: a forward that refers to itself keeps its weights until a full collection.
+        self._attention = decode_attention(self._heads, self._kv_heads, self._dimension, self._scale)
         self._before: Callable[..., torch.Tensor] = FusedForward._before_attention
         self._after: Callable[..., torch.Tensor] = FusedForward._after_attention
         if options.compile:
@@ -78,13 +80,22 @@ class FusedForward:
 
     @torch.inference_mode()
     def decode(self, cache: KeyValueCache, rows: list[int], tokens: list[int], positions: list[int]) -> torch.Tensor:
-        at, width = torch.tensor(positions), max(positions) + 1
-        row_index, view = torch.tensor(rows), row_view(rows)
+        at, width, row_index = torch.tensor(positions), max(positions) + 1, torch.tensor(rows)
+        if self._attention is not None:
+            attention = self._attention
+
+            def attend_compiled(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+                window = self._window if self._layers[layer].slides else 0
+                return attention(qkv, cache.keys[layer], cache.values[layer], row_index, at, window)
+
+            return self._output(self._run(torch.tensor(tokens), at, attend_compiled))[: len(rows)]
+        view = row_view(rows)
         full = additive(at, width)[:, None, None]
         sliding = additive(at, width, self._window)[:, None, None] if self._window else full
         grouped = (len(rows), self._kv_heads, self._heads // self._kv_heads, self._dimension)
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self._split(qkv)
             keys, values = cache.keys[layer], cache.values[layer]
             keys[row_index, :, at] = k
             values[row_index, :, at] = v
@@ -108,7 +119,8 @@ class FusedForward:
             spans.append((chunk, begin, begin + len(chunk.tokens)))
             begin += len(chunk.tokens)
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self._split(qkv)
             keys, values = cache.keys[layer], cache.values[layer]
             out = torch.empty_like(q, memory_format=torch.contiguous_format)
             for chunk, first, last in spans:
@@ -129,7 +141,8 @@ class FusedForward:
         ends = torch.tensor(lengths).cumsum(0).tolist()
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = self._split(qkv)
             out = torch.empty_like(q, memory_format=torch.contiguous_format)
             for first, last in spans:
                 past = k[first:last].transpose(0, 1), v[first:last].transpose(0, 1)
@@ -155,18 +168,22 @@ class FusedForward:
     def _run(self, tokens: torch.Tensor, at: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Hidden states behind the last norm, one for each token and then spare ones.
 
-        `attend(layer, q, k, v)` takes and gives `[tokens, heads, dimension]`.
+        `attend(layer, qkv)` takes queries, keys and values `[tokens, heads + 2 key-value heads, dimension]` and gives
+        what the heads attended to.
         """
-        count, heads = len(tokens), self._heads
+        count = len(tokens)
         spare = padded_rows(count) - count  # computed for nothing, behind everything that is looked at
         x = functional.embedding(functional.pad(tokens, (0, spare)), self._embedding)
         rotation = self._rotation[functional.pad(at, (0, spare))][:, None]
         for index, layer in enumerate(self._layers):
-            qkv = self._before(self, layer, x, rotation)[:count]
-            q, k, v = qkv[:, :heads], qkv[:, heads : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
-            attended = attend(index, q, k, v).reshape(count, -1)
+            qkv = self._before(self, layer, x, rotation)
+            attended = attend(index, qkv[:count]).reshape(count, -1)
             x = self._after(self, layer, x, functional.pad(attended, (0, 0, 0, spare)) if spare else attended)
         return functional.rms_norm(x, self._norm.shape, self._norm, self._epsilon)
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heads, kv_heads = self._heads, self._kv_heads
+        return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
 
     def _before_attention(self, layer: _Layer, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values `[tokens, heads + 2 key-value heads, dimension]`, rotated."""
