@@ -1,4 +1,4 @@
-"""Builds `decode_attention.c` with the C compiler of the machine, once, and calls it. Without one, torch's own serves."""
+"""Builds `decode_attention.c` with the compiler of the machine, once, and calls it. Without one, torch attends."""
 
 from __future__ import annotations
 
