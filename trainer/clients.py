@@ -133,7 +133,7 @@ class Services:
     async def score(
         self, asked: Sequence[tuple[SampleRequest, Sequence[int]]], version: str
     ) -> list[tuple[float, ...]]:
-        """Log-probabilities of given answers under `version`, as the engine samples and logs them. Raises ServiceError."""
+        """Log-probabilities of given answers under `version`, as the engine logs them. Raises ServiceError."""
         sequences = [
             scoring_pb2.ScoreSequence(
                 prompt_token_ids=request.prompt,

@@ -31,8 +31,8 @@ async def sample_rollouts(
 ) -> list[Rollout]:
     """`ppo_rollouts` answers to `prompts` in turn, by `weights`, or by the serving `policy` where they are None.
 
-    The engine scores every answer again, and one whose logged log-probabilities it cannot repeat is left out: importance
-    ratios against them would mean nothing. `key` names the round in the staged version. Raises ServiceError.
+    The engine scores every answer again, and one whose logged log-probabilities it cannot repeat is left out:
+    importance ratios against them would mean nothing. `key` names the round in the staged version. Raises ServiceError.
     """
     begin = turn * settings.ppo_rollouts
     asked = [prompts[i % len(prompts)] for i in range(begin, begin + settings.ppo_rollouts)]

@@ -62,7 +62,7 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Log-probabilities of given outputs under a resident version, between the decode steps of what runs. Served inside the
+        """Log-probabilities of given outputs under a resident version, beside the requests that run. Served inside the
         cluster only. INVALID_ARGUMENT: empty, too long, or too much for one call. NOT_FOUND: the version is not resident.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

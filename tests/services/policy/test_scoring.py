@@ -171,7 +171,10 @@ async def test_a_deadline_ends_a_long_call_between_two_slices(serving: Inprocess
     await until_resident(serving, ["v0"])
 
 
-async def test_streams_go_on_between_the_slices_of_a_long_call(serving: InprocessHost) -> None:
+async def test_streams_go_on_between_the_slices_of_a_long_call(
+    serving: InprocessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_may_run_apart", lambda weights: False)
     stream = serving.stream(
         "policy",
         {"op": "generate", "prompt": PROMPT, "modalities": ["text"], "sampling": {"seed": 2, "max_tokens": 100}},
@@ -182,6 +185,17 @@ async def test_streams_go_on_between_the_slices_of_a_long_call(serving: Inproces
         pass
     assert not long_call.done()  # 128 slices, and a step after each: the stream's 100 tokens come first
     assert len((await long_call)["logprobs"]) == 256
+
+
+async def test_both_ways_to_run_give_the_same_scores(serving: InprocessHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, _ = await generate(serving, 3)
+    sequences = [{"prompt": PROMPT, "output": tokens[: n + 1]} for n in range(10)]
+    streams = [asyncio.create_task(generate(serving, seed)) for seed in range(4)]
+    apart = (await score(serving, *sequences))["logprobs"]
+    monkeypatch.setattr(scoring, "_may_run_apart", lambda weights: False)
+    between = (await score(serving, *sequences))["logprobs"]
+    assert [list(one) for one in apart] == [list(one) for one in between]
+    assert all(len(answer) == len(logged) > 0 for answer, logged in await asyncio.gather(*streams))
 
 
 async def until_resident(host: InprocessHost, versions: list[str]) -> None:
