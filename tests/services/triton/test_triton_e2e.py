@@ -77,6 +77,14 @@ async def test_triton_streams_cancels_swaps_and_refuses(
     answers = await asyncio.gather(*[_answer(host, _generate(seed)) for seed in range(12)])
     assert answers[0][0] == alone
 
+    # Scores: what was sampled, as it was logged.
+    sampled = [reply async for reply in host.stream("policy", _generate(0))]
+    logged = [float(value) for reply in sampled for value in reply.get("logprobs", [])]
+    sequence = {"prompt": [1, 2, 3], "output": alone, "max_tokens": 60}
+    scored = await host.call("policy", {"op": "score", "sequences": [sequence] * 3, "grammar": True})
+    assert (scored["version"], len(scored["logprobs"])) == ("v0", 3)
+    assert np.allclose(scored["logprobs"], [logged] * 3, atol=1e-4)
+
     # Cancels: the engine is free soon after the client has gone.
     stream = host.stream("policy", _generate(1, 300, modalities=["text"]))
     await anext(stream)
