@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.serving.inprocess import OpenEngine, decode_seconds, decoding
 from services.policy.engine import engine as engine_module
+from services.policy.engine.forward.decode_attention import DecodeAttention
 
 _SAMPLING = "bench: sampling"
 _ATTENTION = ("attention", "aten::bmm", "aten::baddbmm", "softmax")
@@ -36,7 +37,8 @@ def _operations(opened: OpenEngine, prompts: list[list[int]], steps: int, sampli
     """Seconds of tensor operations by phase, over `steps` steps."""
     with (
         decoding(opened, prompts, steps, sampling),
-        _sampler_marked(),
+        _marked(engine_module, "sample", _SAMPLING),
+        _marked(DecodeAttention, "__call__", "bench: compiled attention"),  # no operation of torch
         profile(activities=[ProfilerActivity.CPU]) as profiler,
     ):
         for _ in range(steps):
@@ -62,15 +64,16 @@ def _phase(event: Any) -> str:
 
 
 @contextmanager
-def _sampler_marked() -> Iterator[None]:
-    original = engine_module.sample
+def _marked(holder: Any, name: str, label: str) -> Iterator[None]:
+    """Calls of the function appear in the profile, under `label`."""
+    original = getattr(holder, name)
 
     def marked(*args: Any, **kwargs: Any) -> Any:
-        with record_function(_SAMPLING):
+        with record_function(label):
             return original(*args, **kwargs)
 
-    engine_module.sample = marked
+    setattr(holder, name, marked)
     try:
         yield
     finally:
-        engine_module.sample = original
+        setattr(holder, name, original)

@@ -52,10 +52,12 @@ class Backlog:
         self._interval = interval_s
         self._live: dict[Request, _Live] = {}
         self._flowed: dict[Outlet, float] = {}  # when tokens of an outlet, other than first ones, last went out
+        self.silent = False  # a live request has sent nothing yet: every step may bring its first token
 
     def open(self, request: Request, outlet: Outlet) -> None:
         """From now on `request` is live; it ends with the first `End` that names it."""
         self._live[request] = _Live(request, outlet)
+        self.silent = True
 
     def is_live(self, request: Request) -> bool:
         return request in self._live
@@ -69,6 +71,7 @@ class Backlog:
                 delivery = due.setdefault(ended.outlet, Delivery())
                 delivery.portions.extend(ended.take())
                 delivery.lasts.append(Last(end.request, _last_answer(end)))
+        self.silent = False  # before the look: who comes meanwhile sets it again
         live = list(self._live.values())
         interval = min(self._interval, sum(one.sent > 0 for one in live) / PORTIONS_PER_SECOND)
         open_outlets = {one.outlet for one in live}
@@ -77,6 +80,7 @@ class Backlog:
         wait: float | None = None
         for one in live:
             if not one.ready:
+                self.silent |= not one.sent
                 continue
             if one.sent and one.outlet not in flowing:
                 left = self._flowed[one.outlet] + interval - now

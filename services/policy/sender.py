@@ -25,6 +25,7 @@ class Sender:
         self._backlog = Backlog(interval_s)
         self._cancel = cancel
         self._steps: queue.SimpleQueue[list[End] | None] = queue.SimpleQueue()
+        self._will_look = False  # the thread wakes by itself when the next tokens are due
         self._thread = threading.Thread(target=self._run, name=f"{name}-sender", daemon=True)
         self._thread.start()
 
@@ -36,8 +37,12 @@ class Sender:
         return self._backlog.is_live(request)
 
     def step(self, ends: list[End]) -> None:
-        """The engine made a step: tokens may have come, and `ends` have."""
-        self._steps.put(ends)
+        """The engine made a step: tokens may have come, and `ends` have.
+
+        A thread that wakes takes the interpreter from the engine, so it is left alone while it knows when to look.
+        """
+        if ends or self._backlog.silent or not self._will_look:
+            self._steps.put(ends)
 
     def close(self) -> None:
         """Sends what is left and stops the thread."""
@@ -60,7 +65,9 @@ class Sender:
                     self._steps.put(None)
                     break
                 ends.extend(more)
+            self._will_look = False
             due, wait = self._backlog.take(ends, time.monotonic())
+            self._will_look = wait is not None
             for outlet, delivery in due.items():
                 self._deliver(outlet, delivery)
 
