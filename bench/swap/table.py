@@ -29,7 +29,8 @@ _COLUMNS = (
 )
 _NOTE = (
     "stall: the longest time between the ends of two decode steps, from the begin of a load to the first step on the "
-    "new weights; it holds one ordinary step. step: the median before each load. allowed: 2 steps and one copy of the "
+    "new weights, without what steps spend on new prompts; it holds one ordinary step. step: the median before each "
+    "load. allowed: 2 steps and one copy of the "
     "weights in memory, which the p99 is held against. client gap: the longest silence that any client heard "
     "meanwhile, and in a time as long before."
 )

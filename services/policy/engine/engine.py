@@ -70,6 +70,7 @@ class Engine:
         self.running: list[Request] = []  # index = decode row
         self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
+        self.reading_seconds = 0.0  # of the last step, what it spent on prompts
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -181,7 +182,9 @@ class Engine:
     def step(self) -> list[End]:
         """Admits, reads, decodes one token per running request, and returns which requests ended."""
         self._admit()
+        began = time.perf_counter()
         self._read()
+        self.reading_seconds = time.perf_counter() - began
         ends: list[End] = []
         for group in self._groups():
             try:

@@ -42,10 +42,14 @@ class StepGaps:
         self._windows: list[GapWindow] = []
         self._lock = threading.Lock()
 
-    def step(self, now: float, goes_on: bool) -> None:
-        """A step ended at `now`. `goes_on`: another follows at once; otherwise what comes next is no gap but a rest."""
+    def step(self, now: float, goes_on: bool, aside: float = 0.0) -> None:
+        """A step ended at `now`. `goes_on`: another follows at once; otherwise what comes next is no gap but a rest.
+
+        `aside` seconds of the gap went into the prompts of new requests: they have a bound of their own, and come
+        whether or not weights change.
+        """
         if self._last is not None:
-            gap = now - self._last
+            gap = now - self._last - aside
             with self._lock:
                 self._recent.append(gap)
                 self._windows = [window for window in self._windows if window.add(gap)]

@@ -28,6 +28,14 @@ def test_a_rest_is_no_gap() -> None:
     assert (window.usual, window.longest) == (0.0, 1.0)
 
 
+def test_what_prompts_took_is_left_out() -> None:
+    gaps = StepGaps()
+    window = gaps.open()
+    gaps.step(0.0, goes_on=True, aside=5.0)
+    gaps.step(3.0, goes_on=True, aside=1.5)
+    assert window.longest == 1.5
+
+
 def test_the_step_after_a_switch_is_the_last_that_counts() -> None:
     gaps = StepGaps()
     gaps.step(0.0, goes_on=True)
