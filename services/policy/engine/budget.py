@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LEAST = 16  # per step: a prompt gets on, however slow the machine
-MOST = 2048  # per step, when nobody waits: bounds the memory of one forward
+MOST = 256  # per step, when nobody waits: more than what the caches of a core hold is read slower per token
 _FIRST = 128  # before anything was measured
 _MEMORY = 0.8  # weight of the past in the running mean
 
