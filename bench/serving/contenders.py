@@ -12,7 +12,7 @@ from anyloop.sequence import Sequencer
 from bench.serving.peer import BATCHING, Peer, same_text_twice, transformers_serve
 from bench.serving.plan import GREEDY, MODES, Plan
 from bench.serving.processes import Watch, Worker, run_client
-from bench.serving.prompts import Prompt, prompts_for
+from bench.serving.prompts import SHORT, Prompt, prompts_for
 from bench.serving.stack import Stack, anyloop_stack
 from bench.serving.stats import Answer, figures, percentile
 
@@ -137,7 +137,7 @@ class Bench:
         """Times to first token with and without the gateway: eight clients ask one and the other in turn."""
         self._say(f"{self.name}: what the gateway adds")
         streams = 8
-        prompts = _plain(prompts_for(self.sequencer, streams * self.plan.gateway_requests, "gateway"))
+        prompts = _plain(prompts_for(self.sequencer, streams * self.plan.gateway_requests, "gateway", SHORT))
         jobs = [stack.job(kind, prompts, streams, 16, self._sampling("greedy")) for kind in ("policy", "sse")]
         answers = run_client({**jobs[0], "second": jobs[1]})
         half = len(answers) // 2

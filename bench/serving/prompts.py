@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from anyloop.sequence import Sequencer, Turn
 
-SHORTEST, LONGEST = 40, 100  # tokens, template included
+LENGTHS = (40, 100)  # the shortest and the longest, in tokens, template included
+SHORT = (12, 20)  # where reading them should take no time beside what is measured
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,13 @@ class Prompt:
     tokens: list[int]  # as the policy service renders the text
 
 
-def prompts_for(sequencer: Sequencer, count: int, seed: str) -> list[Prompt]:
+def prompts_for(sequencer: Sequencer, count: int, seed: str, lengths: tuple[int, int] = LENGTHS) -> list[Prompt]:
     """`count` prompts; the same `seed` gives the same ones."""
     rng = random.Random(seed)
-    return [_prompt(sequencer, rng) for _ in range(count)]
+    return [_prompt(sequencer, rng, rng.randint(*lengths)) for _ in range(count)]
 
 
-def _prompt(sequencer: Sequencer, rng: random.Random) -> Prompt:
-    aim = rng.randint(SHORTEST, LONGEST)
+def _prompt(sequencer: Sequencer, rng: random.Random, aim: int) -> Prompt:
     text = ""
     while True:
         longer = text + _word(sequencer, rng)

@@ -13,6 +13,7 @@ from anyloop.telemetry.metrics import start_metrics_server
 from protos.anyloop.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from services.decoders.server import SERVICE, DecoderServer, limits_from
 from services.hosts import open_host
+from services.rpc import loop
 from services.rpc.readiness import wait_for_host, watch_host
 from services.rpc.server import DRAIN_SECONDS, PortTaken, RpcServer, until_told_to_stop
 
@@ -55,7 +56,7 @@ def main() -> int:
     settings = Settings()
     configure("decoders", settings.log_level)
     try:
-        asyncio.run(serve(settings, list(dict.fromkeys(modalities))))
+        loop.run(serve(settings, list(dict.fromkeys(modalities))))
     except PortTaken as error:
         logger.error("%s", error)
         return 1

@@ -1,19 +1,19 @@
 """`python -m services.gateway`."""
 
-import asyncio
 import sys
 
 from anyloop.config import Settings
 from anyloop.telemetry.logs import configure
 from services.gateway.keys import KeysFileError
 from services.gateway.server import serve
+from services.rpc import loop
 
 
 def main() -> None:
     settings = Settings()
     configure("gateway", settings.log_level)
     try:
-        asyncio.run(serve(settings))
+        loop.run(serve(settings))
     except (KeysFileError, OSError, RuntimeError) as error:  # grpc raises RuntimeError on a taken port
         sys.exit(f"gateway: {error}")
 

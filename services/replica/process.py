@@ -1,6 +1,5 @@
 """The process around one replica: settings, logs, the model host, signals, and an exit code."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ from anyloop.config import Settings
 from anyloop.telemetry.logs import configure
 from services.hosts import open_host
 from services.replica.replica import Kind, Replica
+from services.rpc import loop
 from services.rpc.server import PortTaken, until_told_to_stop
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def run(make_kind: Callable[[Settings], Kind]) -> int:
     kind = make_kind(settings)
     configure(kind.lineage, settings.log_level)
     try:
-        asyncio.run(serve(settings, kind))
+        loop.run(serve(settings, kind))
     except PortTaken as error:
         logger.error("%s", error)
         return 1

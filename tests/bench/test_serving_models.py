@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from anyloop.sequence import Sequencer
 from bench.serving import models
 from bench.serving.models import NAMES, Shape, model_directory
-from bench.serving.prompts import LONGEST, SHORTEST, prompts_for
+from bench.serving.prompts import LENGTHS, prompts_for
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_both_tokenizers_read_a_prompt_alike(cache: Path, name: str) -> None:
         messages = [{"role": "user", "content": prompt.text}]
         rendered = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
         assert rendered["input_ids"] == prompt.tokens
-        assert SHORTEST - 12 <= len(prompt.tokens) <= LONGEST
+        assert LENGTHS[0] - 12 <= len(prompt.tokens) <= LENGTHS[1]
     assert theirs.eos_token_id is None
 
 
