@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan.out.mkdir(parents=True, exist_ok=True)
     (plan.out / "swap.json").write_text(json.dumps(report, indent=1) + "\n")
     # A table cut at the width of a pipe would say nothing.
-    show(report, Console() if sys.stdout.isatty() else Console(width=200))
+    show(report, Console() if sys.stdout.isatty() else Console(width=250))
     return 1 if failed(report) else 0
 
 

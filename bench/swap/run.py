@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,8 +137,9 @@ async def _under_load(
     try:
         await asyncio.sleep(5 * plan.pause)  # until the usual step is known
         for number in range(plan.swaps):
-            swaps.append(await target.swap((other, BASE)[number % 2], mode))
+            swap = await target.swap((other, BASE)[number % 2], mode)
             await asyncio.sleep(plan.pause)
+            swaps.append(replace(swap, quiet_gap=await target.quiet(swap.ended - swap.began)))
     finally:
         stopping = True
         await asyncio.gather(*clients)

@@ -19,6 +19,7 @@ _COLUMNS = (
     ("stall p50", "stall_p50_ms", ".1f"),
     ("p99", "stall_p99_ms", ".1f"),
     ("max ms", "stall_max_ms", ".1f"),
+    ("no swap p99", "quiet_p99_ms", ".1f"),
     ("p99 steps", "stall_p99_steps", ".2f"),
     ("copy ms", "copy_ms", ".1f"),
     ("allowed ms", "allowed_ms", ".1f"),
@@ -31,7 +32,8 @@ _NOTE = (
     "stall: the longest time between the ends of two decode steps, from the begin of a load to the first step on the "
     "new weights, without what steps spend on new prompts; it holds one ordinary step. step: the median before each "
     "load. allowed: 2 steps and one copy of the "
-    "weights in memory, which the p99 is held against. client gap: the longest silence that any client heard "
+    "weights in memory, which the p99 is held against. no swap: the stall in times as "
+    "long between swaps, where the engine can be asked. client gap: the longest silence that any client heard "
     "meanwhile, and in a time as long before."
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -34,6 +35,10 @@ class Target(Protocol):
 
     async def swap(self, version: str, mode: str) -> Swap: ...
 
+    async def quiet(self, seconds: float) -> float | None:
+        """The longest gap between steps within `seconds` without a swap; None where nobody can say."""
+        ...
+
     async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]: ...
 
     async def close(self) -> None: ...
@@ -43,7 +48,8 @@ class InProcess:
     def __init__(self, directory: Path, versions: dict[str, Path]) -> None:
         """`versions` names the folders that the swaps go between."""
         settings = Settings(_env_file=None, model_dir=directory, host="inprocess")  # type: ignore[call-arg]
-        self._host = InprocessHost({"policy": PolicyProgram(directory, settings)})
+        self._program = PolicyProgram(directory, settings)
+        self._host = InprocessHost({"policy": self._program})
         self._versions = versions
 
     async def answer(self, number: int, prompt: list[int], max_tokens: int, version: str = "") -> Reply:
@@ -85,6 +91,12 @@ class InProcess:
             longest_gap=max(float(part.get("longest_step_gap_seconds", 0.0)) for part in (loaded, switched)),
             usual_gap=float((switched | loaded)["median_step_gap_seconds"]),
         )
+
+    async def quiet(self, seconds: float) -> float | None:
+        window = self._program.gaps.open()
+        await asyncio.sleep(seconds)
+        self._program.gaps.close(window)
+        return window.longest
 
     async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]:
         sequences = [{"prompt": prompt, "output": output, "modalities": ["text"]} for output in outputs]
@@ -143,6 +155,10 @@ class ThroughTriton:
             longest_gap=done.longest_step_gap_seconds,
             usual_gap=done.median_step_gap_seconds,
         )
+
+    async def quiet(self, seconds: float) -> float | None:
+        await asyncio.sleep(seconds)
+        return None
 
     async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]:
         sequences = [

@@ -26,6 +26,7 @@ from services.hosts.interface import HostError
 from services.hosts.program import Cancel, Send, answer_of
 from services.policy.engine import End, Engine, EngineRunner, Request
 from services.policy.engine.forward import ForwardOptions
+from services.policy.engine.step_gaps import StepGaps
 from services.policy.outlets import OwnAnswers, Session
 from services.policy.requests import RequestReader
 from services.policy.scoring import Scorer
@@ -66,6 +67,11 @@ class PolicyProgram:
         )
         self._scorer = Scorer(self._runner, self._reader.masks, settings.engine_max_tokens, name)
         self._runner.start()
+
+    @property
+    def gaps(self) -> StepGaps:
+        """How evenly the decode steps of this program follow each other."""
+        return self._runner.gaps
 
     def submit(self, request: dict[str, Any], send: Send) -> Cancel:
         operation = request.get("op")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_an_answer_is_garbled_that_is_neither_versions_own() -> None:
 
 def test_a_stall_is_held_against_two_steps_and_a_copy() -> None:
     figures = stalls([swap(0.020), swap(0.020), swap(0.022)], copy_seconds=0.002)
+    assert figures["quiet_p99_ms"] is None
     assert figures["step_ms"] == pytest.approx(10.0)
     assert figures["allowed_ms"] == pytest.approx(22.0)
     assert figures["stall_p50_ms"] == pytest.approx(20.0)
@@ -59,6 +61,7 @@ def test_a_stall_is_held_against_two_steps_and_a_copy() -> None:
     assert figures["stall_max_ms"] == pytest.approx(22.0)
     assert figures["stall_p99_steps"] == pytest.approx(2.196)
     assert figures["met"]
+    assert stalls([replace(swap(0.020), quiet_gap=0.015)], 0.0)["quiet_p99_ms"] == pytest.approx(15.0)
     assert not stalls([swap(0.020), swap(0.030)], copy_seconds=0.002)["met"]
 
 
