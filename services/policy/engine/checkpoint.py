@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from anyloop.models.digest import weights_digest
 from anyloop.sequence import LayoutError, SequenceLayout
 from services.hosts.interface import HostError
 from services.policy.engine.forward import Forward, ForwardOptions, NoForward, build_forward
+from services.policy.engine.forward.fused import FusedForward
 from services.policy.engine.tensor_files import TensorFileError, read_tensors
 
 MANIFEST_FILE = "manifest.json"
@@ -44,14 +44,14 @@ class WeightSet:
     architecture: dict[str, Any] = field(default_factory=dict)  # of config.json
     options: ForwardOptions = field(default_factory=ForwardOptions)
     kind: str = ""  # of forward that it must run by; empty: the fastest that works
-    proven: bool = False  # a set of the same architecture runs by it
-    forward: Forward = field(init=False)
+    forward: Forward = None  # type: ignore[assignment]  # the one that is chosen, unless one is given
     uid: int = field(init=False)  # no other set in this process has it: a version loaded again is another set
 
     def __post_init__(self) -> None:
         """Raises NoForward."""
         self.uid = next(_uids)
-        self.forward = build_forward(self.model, self.options, self.kind, self.proven)
+        if self.forward is None:
+            self.forward = build_forward(self.model, self.options, self.kind)
 
     def drop_module(self) -> None:
         """Gives the module's tensors back where the forward holds copies; shapes and buffers stay."""
@@ -63,6 +63,9 @@ class WeightSet:
                 if id(parameter) not in shapes:
                     shapes[id(parameter)] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
                 setattr(module, name, shapes[id(parameter)])
+
+    def sets_like_it(self, architecture: dict[str, Any], options: ForwardOptions) -> bool:
+        return bool(self.architecture) and (self.architecture, self.options) == (architecture, options)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -120,14 +123,16 @@ def _load(
     for source, expected in (("the announcement", digest), ("the manifest", promised)):
         if expected and expected != found:
             raise _refused(version, f"the loaded weights have digest {found}, {source} says {expected}")
-    if like is not None and like.architecture == architecture:
-        model = _same_with(like.model, tensors, version)
-    else:
-        model = _new_model(path, version, tensors)
+    if like is not None and isinstance(like.forward, FusedForward) and like.sets_like_it(architecture, options):
+        # Its forward was held against its module; other numbers need neither a module nor a second proof.
+        forward = like.forward.with_tensors(_same_shapes(like.model, tensors, version))
+        return WeightSet(
+            version, like.model, found, architecture=architecture, options=options, kind=forward.kind, forward=forward
+        )
+    model = _new_model(path, version, tensors)
     kind = like.forward.kind if like is not None else ""
-    proven = like is not None and (like.architecture, like.options) == (architecture, options)
     try:
-        weights = WeightSet(version, model, found, architecture=architecture, options=options, kind=kind, proven=proven)
+        weights = WeightSet(version, model, found, architecture=architecture, options=options, kind=kind)
     except NoForward as error:
         raise _refused(version, str(error)) from error
     if like is not None:
@@ -187,23 +192,21 @@ def _architecture(path: Path, version: str) -> dict[str, Any]:
         raise _refused(version, f"its config.json cannot be read ({error!r})") from error
 
 
-def _same_with(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], version: str) -> PreTrainedModel:
-    """A copy of `model` with other numbers: in a few milliseconds, where to build one takes the interpreter fifty."""
+def _same_shapes(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], version: str) -> dict[str, torch.Tensor]:
+    """The tensors under every name that they have in `model`: a tied one stands in the file under one of them."""
     held = model.state_dict(keep_vars=True)
     missing = sorted(tensors.keys() - held.keys())
     if missing:
         raise _refused(version, f"the model has no tensor {missing[0]} ({len(missing)} such)")
-    replaced: dict[int, Any] = {}  # a tied tensor stands under several names; one of them is in the file
+    found: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        old = held[name]
-        if tensor.shape != old.shape:
-            raise _wrong_shape(version, name, tensor.shape, "the resident one", old.shape)
-        new = tensor.to(dtype=old.dtype)
-        replaced[id(old)] = torch.nn.Parameter(new, False) if isinstance(old, torch.nn.Parameter) else new
-    absent = sorted(name for name, old in held.items() if id(old) not in replaced)
+        if tensor.shape != held[name].shape:
+            raise _wrong_shape(version, name, tensor.shape, "the resident one", held[name].shape)
+        found[id(held[name])] = tensor.to(dtype=held[name].dtype)
+    absent = sorted(name for name, old in held.items() if id(old) not in found)
     if absent:
         raise _refused(version, f"missing keys: {absent[0]} ({len(absent)} such)")
-    return copy.deepcopy(model, replaced)
+    return {name: found[id(old)] for name, old in held.items()}
 
 
 def _new_model(path: Path, version: str, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:

@@ -118,6 +118,20 @@ def test_without_the_compiled_attention_the_logits_are_the_same(monkeypatch: pyt
     assert torch.allclose(*logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name, (_, _, kind) in FAMILIES.items() if kind == "fused"])
+def test_a_forward_takes_other_weights_without_a_module(name: str) -> None:
+    first = build_forward(_model(name), ForwardOptions(length=64), kind="fused")
+    assert isinstance(first, fused.FusedForward)
+    model = _model(name)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+    wanted, found = fused.FusedForward(model, ForwardOptions(length=64)), first.with_tensors(model.state_dict())
+    before = first.score([[1, 2, 3, 4]])[0]
+    assert torch.equal(found.score([[1, 2, 3, 4]])[0], wanted.score([[1, 2, 3, 4]])[0])
+    assert not torch.equal(found.score([[1, 2, 3, 4]])[0], before)
+    assert torch.equal(first.score([[1, 2, 3, 4]])[0], before)
+
+
 @pytest.mark.parametrize("name", ["qwen3, some layers with a window", "gemma3", "mamba"])
 def test_scores_are_the_log_probabilities_of_the_model(name: str) -> None:
     model = _model(name)
@@ -170,10 +184,7 @@ def test_bfloat16_weights_stay_close_to_float32() -> None:
 def test_a_forward_that_does_not_agree_with_its_model_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(model: PreTrainedModel) -> torch.Tensor:
-        return model.model.embed_tokens.weight.detach() * 1.5
-
-    monkeypatch.setattr(fused, "_embedding", wrong)
+    monkeypatch.setattr(fused.FusedForward, "_norm_weight", lambda self, weight: weight.detach() * 1.5)
     monkeypatch.setattr(choose, "_said", set())
     with caplog.at_level(logging.INFO):
         kinds = [build_forward(_model("llama"), ForwardOptions(length=64)).kind for _ in range(2)]

@@ -31,18 +31,17 @@ class NoForward(Exception):
     """The model runs in none of the ways, or not in the one that was asked for."""
 
 
-def build_forward(model: PreTrainedModel, options: ForwardOptions, kind: str = "", proven: bool = False) -> Forward:
+def build_forward(model: PreTrainedModel, options: ForwardOptions, kind: str = "") -> Forward:
     """The first of fused, transformers, uncached that agrees with the model's own forward on short sequences.
 
-    `kind` asks for one of them: versions that share a cache run alike. `proven`: other weights of the same architecture
-    agreed already, and to try again would take the interpreter from the steps that run. Raises NoForward.
+    `kind` asks for one of them: versions that share a cache run alike. Raises NoForward.
     """
     reasons: list[str] = []
     for name in [kind] if kind else list(_KINDS):
         for tried in [options, replace(options, compile=False)] if options.compile else [options]:
             try:
                 forward = _KINDS[name](model, tried)
-                if (proven and not tried.compile) or agrees(model, forward, tried):
+                if agrees(model, forward, tried):
                     _say_once(type(model).__name__, name, reasons, warn=options.compile and not tried.compile)
                     return forward
                 reason = "its logits are not the model's"

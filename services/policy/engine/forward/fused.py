@@ -8,7 +8,9 @@ padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,7 @@ from services.policy.engine.forward.masks import additive, slides, window_of
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM")
 _STEADY_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others change with the length of the sequence
+_BREATH = 0.001  # seconds between two layers that are placed
 _SCORED_TOKENS = 2048  # per call of the output matrix: its logits take 4 bytes x vocabulary each
 
 
@@ -50,28 +53,49 @@ class FusedForward:
         """Copies the weights it needs. Raises Unsupported."""
         config = model.config
         _check(model)
+        attention, norm = model.model.layers[0].self_attn, model.model.norm
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
-        self._dimension: int = model.model.layers[0].self_attn.head_dim
-        self._scale: float = model.model.layers[0].self_attn.scaling
+        self._dimension: int = attention.head_dim
+        self._scale: float = attention.scaling
         self._window = window_of(config)
+        self._slides = [slides(config, index) for index in range(config.num_hidden_layers)]
         self.max_length: int = options.length or config.max_position_embeddings
-        norm = model.model.norm
+        self._dtype = options.dtype
         self._epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
-        self._embedding = _embedding(model)
+        self._norm_offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
+        self._embedding_scale = float(getattr(model.model.embed_tokens, "embed_scale", 1.0))
         self._rotation = _rotation(model, self.max_length, self._dimension)
         self._activation: Callable[[torch.Tensor], torch.Tensor] = model.model.layers[0].mlp.act_fn
         self._silu = isinstance(self._activation, torch.nn.SiLU) or type(self._activation).__name__ == "SiLUActivation"
-        self._layers = [self._layer(model, index, options.dtype) for index in range(config.num_hidden_layers)]
-        self._norm = _norm_weight(norm)
-        self._output = linear(model.lm_head.weight.detach(), model.lm_head.bias, options.dtype)
         # Functions, not bound methods: a forward that refers to itself keeps its weights until a full collection.
-        self._attention = decode_attention(self._heads, self._kv_heads, self._dimension, self._scale)
         self._before: Callable[..., torch.Tensor] = FusedForward._before_attention
         self._after: Callable[..., torch.Tensor] = FusedForward._after_attention
         if options.compile:
             self._before = torch.compile(FusedForward._before_attention, dynamic=True)
             self._after = torch.compile(FusedForward._after_attention, dynamic=True)
+        self._place(model.state_dict())
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> FusedForward:
+        """The same model with other weights, under the names of its `state_dict`, tied ones under each of theirs.
+
+        Runs beside decode steps: after each layer it leaves the interpreter to them.
+        """
+        other = copy.copy(self)
+        other._place(tensors)
+        return other
+
+    def _place(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        embedding = tensors["model.embed_tokens.weight"].detach().float()
+        self._embedding = embedding * self._embedding_scale if self._embedding_scale != 1.0 else embedding.clone()
+        self._layers = []
+        for index in range(len(self._slides)):
+            self._layers.append(self._layer(tensors, index))
+            time.sleep(_BREATH)
+        self._norm = self._norm_weight(tensors["model.norm.weight"])
+        self._output = self._matrix(tensors, "lm_head")
+        # Each forward has one of its own: it keeps scratch memory.
+        self._attention = decode_attention(self._heads, self._kv_heads, self._dimension, self._scale)
 
     def new_cache(self, rows: int, length: int) -> KeyValueCache:
         return KeyValueCache(len(self._layers), rows, self._kv_heads, length, self._dimension)
@@ -219,40 +243,43 @@ class FusedForward:
         )
         return attended[0].transpose(0, 1)
 
-    def _layer(self, model: PreTrainedModel, index: int, dtype: str) -> _Layer:
-        layer = model.model.layers[index]
-        attention, mlp = layer.self_attn, layer.mlp
+    def _layer(self, tensors: Mapping[str, torch.Tensor], index: int) -> _Layer:
+        prefix = f"model.layers.{index}."
         order = _pair_order(self._dimension)
 
-        def rows(module: torch.nn.Linear, turned: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-            weight, bias = module.weight.detach(), module.bias.detach() if module.bias is not None else None
-            if not turned:
-                return weight, bias
-            weight = weight.unflatten(0, (-1, self._dimension))[:, order].flatten(0, 1)
-            return weight, bias.unflatten(0, (-1, self._dimension))[:, order].flatten() if bias is not None else None
+        def in_pairs(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.unflatten(0, (-1, self._dimension))[:, order].flatten(0, 1)
 
-        parts = [rows(attention.q_proj, True), rows(attention.k_proj, True), rows(attention.v_proj, False)]
-        biases = [bias for _, bias in parts if bias is not None]
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor] = []
+        for name, turned in (("q_proj", True), ("k_proj", True), ("v_proj", False)):
+            for kind, rows in (("weight", weights), ("bias", biases)):
+                tensor = tensors.get(f"{prefix}self_attn.{name}.{kind}")
+                if tensor is not None:
+                    rows.append(in_pairs(tensor.detach()) if turned else tensor.detach())
         head_norm = None
-        if hasattr(attention, "q_norm"):
-            norms = [attention.q_norm.weight.detach()[order]] * self._heads
-            norms += [attention.k_norm.weight.detach()[order]] * self._kv_heads
-            head_norm = torch.stack(norms)
-
-        def matrix(module: torch.nn.Linear) -> Linear:
-            return linear(module.weight.detach(), module.bias.detach() if module.bias is not None else None, dtype)
-
+        if f"{prefix}self_attn.q_norm.weight" in tensors:
+            query, key = (tensors[f"{prefix}self_attn.{name}.weight"].detach()[order] for name in ("q_norm", "k_norm"))
+            head_norm = torch.stack([query] * self._heads + [key] * self._kv_heads)
         return _Layer(
-            norm=_norm_weight(layer.input_layernorm),
-            qkv=linear(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None, dtype),
+            norm=self._norm_weight(tensors[prefix + "input_layernorm.weight"]),
+            qkv=linear(torch.cat(weights), torch.cat(biases) if biases else None, self._dtype),
             head_norm=head_norm,
-            output=matrix(attention.o_proj),
-            mlp_norm=_norm_weight(layer.post_attention_layernorm),
-            gate=matrix(mlp.gate_proj),
-            up=matrix(mlp.up_proj),
-            down=matrix(mlp.down_proj),
-            slides=slides(model.config, index),
+            output=self._matrix(tensors, prefix + "self_attn.o_proj"),
+            mlp_norm=self._norm_weight(tensors[prefix + "post_attention_layernorm.weight"]),
+            gate=self._matrix(tensors, prefix + "mlp.gate_proj"),
+            up=self._matrix(tensors, prefix + "mlp.up_proj"),
+            down=self._matrix(tensors, prefix + "mlp.down_proj"),
+            slides=self._slides[index],
         )
+
+    def _matrix(self, tensors: Mapping[str, torch.Tensor], name: str) -> Linear:
+        bias = tensors.get(f"{name}.bias")
+        return linear(tensors[f"{name}.weight"].detach(), bias.detach() if bias is not None else None, self._dtype)
+
+    def _norm_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the normalised vector is multiplied by: Gemma's adds 1 to its weight."""
+        return weight.detach() + self._norm_offset
 
 
 def _check(model: PreTrainedModel) -> None:
@@ -269,19 +296,6 @@ def _check(model: PreTrainedModel) -> None:
 def _pair_order(dimension: int) -> torch.Tensor:
     """Halves (x_0 .. x_h, y_0 .. y_h), as transformers keeps them, to pairs (x_0, y_0, x_1, y_1 ..)."""
     return torch.arange(dimension).view(2, -1).T.flatten()
-
-
-def _embedding(model: PreTrainedModel) -> torch.Tensor:
-    table = model.model.embed_tokens
-    weight: torch.Tensor = table.weight.detach().float()
-    scale = getattr(table, "embed_scale", None)
-    return weight * float(scale) if scale is not None else weight.clone()
-
-
-def _norm_weight(norm: torch.nn.Module) -> torch.Tensor:
-    """What the normalised vector is multiplied by, Gemma's adds 1 to its weight."""
-    weight: torch.Tensor = norm.weight.detach()  # type: ignore[union-attr,operator,assignment]
-    return 1.0 + weight if type(norm).__name__.startswith("Gemma") else weight.clone()
 
 
 def _rotation(model: PreTrainedModel, length: int, dimension: int) -> torch.Tensor:
