@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 from services.policy.engine.forward.decode_attention import decode_attention
 from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
 from services.policy.engine.forward.key_values import KeyValueCache, row_view
-from services.policy.engine.forward.linear import Linear, linear, padded_rows
+from services.policy.engine.forward.linear import Linear, linear, padded_rows, row_counts
 from services.policy.engine.forward.masks import additive, slides, window_of
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM")
 _STEADY_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others change with the length of the sequence
 _BREATH = 0.001  # seconds between two layers that are placed
+_WARM_UP = 0.5  # seconds; larger models than that allows take longer for a step than for a kernel
 _SCORED_TOKENS = 2048  # per call of the output matrix: its logits take 4 bytes x vocabulary each
 
 
@@ -75,6 +76,7 @@ class FusedForward:
             self._before = torch.compile(FusedForward._before_attention, dynamic=True)
             self._after = torch.compile(FusedForward._after_attention, dynamic=True)
         self._place(model.state_dict())
+        self._warm_up()
 
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> FusedForward:
         """The same model with other weights, under the names of its `state_dict`, tied ones under each of theirs.
@@ -242,6 +244,17 @@ class FusedForward:
             enable_gqa=self._heads != self._kv_heads,
         )
         return attended[0].transpose(0, 1)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Has the kernels compiled that steps will need, half a millisecond each, as far as half a second goes."""
+        until = time.monotonic() + _WARM_UP
+        for rows in row_counts():
+            if time.monotonic() > until:
+                return
+            nothing = torch.zeros(rows, self._heads * self._dimension)
+            zeros = torch.zeros(rows, dtype=torch.long)
+            self._output(self._run(zeros, zeros, lambda layer, qkv, nothing=nothing: nothing))
 
     def _layer(self, tensors: Mapping[str, torch.Tensor], index: int) -> _Layer:
         prefix = f"model.layers.{index}."

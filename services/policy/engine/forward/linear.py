@@ -29,6 +29,11 @@ def padded_rows(rows: int) -> int:
     return -(-rows // _STEP_ROWS) * _STEP_ROWS
 
 
+def row_counts() -> list[int]:
+    """Every number of rows that a kernel is ever compiled for."""
+    return [*_FEW_ROWS, *range(2 * _STEP_ROWS, _BLOCK_ROWS + 1, _STEP_ROWS)]
+
+
 def packing_works() -> bool:
     """Whether this build of torch has the packed multiplication, and it is right."""
     global _works
