@@ -138,7 +138,10 @@ class Bench:
         self._say(f"{self.name}: what the gateway adds")
         streams = 8
         prompts = _plain(prompts_for(self.sequencer, streams * self.plan.gateway_requests, "gateway", SHORT))
-        jobs = [stack.job(kind, prompts, streams, 16, self._sampling("greedy")) for kind in ("policy", "sse")]
+        jobs = [
+            stack.job(kind, prompts, streams, self.plan.max_tokens, self._sampling("greedy"))
+            for kind in ("policy", "sse")
+        ]
         answers = run_client({**jobs[0], "second": jobs[1]})
         half = len(answers) // 2
         direct, through = (

@@ -25,7 +25,7 @@ class Plan:
     streams: tuple[int, ...] = (1, 8, 32)
     requests: int = 3  # by each client at a point; one client alone asks twice as often
     max_tokens: int = 64
-    gateway_requests: int = 96  # by each of eight clients, half of them through the gateway
+    gateway_requests: int = 64  # by each of eight clients, half of them through the gateway
     profile_steps: int = 40
     serial_peer: bool = True  # also the peer's default mode, on llama-7m
     out: Path = Path("bench-out")
