@@ -2,8 +2,6 @@
 
 Job (JSON): `kind` ("sse", "policy" or "triton"), `address` (host:port), `streams`, `prompts` (text and token ids),
 `max_tokens`, `sampling`, `body` (fields of the REST request that only this server wants). Answers: a list of `Answer`.
-With `second`, another job, every client asks both servers in turn, half of the clients one and half of them the other
-at any time; the answers of `second` follow those of the first.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -115,20 +113,10 @@ KINDS = {"sse": sse, "policy": policy, "triton": triton}
 
 
 async def load(job: dict[str, Any]) -> list[Answer]:
-    jobs = [job, *([job["second"]] if "second" in job else [])]
-    turns = list(range(job["streams"]))
-    async with AsyncExitStack() as stack:
-        asks = [await stack.enter_async_context(KINDS[each["kind"]](each)) for each in jobs]
-
-        async def ask(client: int, prompt: dict[str, Any]) -> tuple[int, Answer | Raw]:
-            turn = turns[client] % len(asks)
-            turns[client] += 1
-            return turn, await asks[turn](client, prompt)
-
+    async with KINDS[job["kind"]](job) as ask:
         answers = await closed_loop(job["prompts"], job["streams"], ask)
-        answers.sort(key=lambda turn_and_answer: turn_and_answer[0])  # stable: otherwise client by client
     # Taken apart only now: while it measures, the client leaves the cores to the servers.
-    return [answer_of(answer) if isinstance(answer, Raw) else answer for _, answer in answers]
+    return [answer_of(answer) if isinstance(answer, Raw) else answer for answer in answers]
 
 
 if __name__ == "__main__":

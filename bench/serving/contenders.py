@@ -12,7 +12,7 @@ from anyloop.sequence import Sequencer
 from bench.serving.peer import BATCHING, Peer, same_text_twice, transformers_serve
 from bench.serving.plan import GREEDY, MODES, Plan
 from bench.serving.processes import Watch, Worker, run_client
-from bench.serving.prompts import SHORT, Prompt, prompts_for
+from bench.serving.prompts import Prompt, prompts_for
 from bench.serving.stack import Stack, anyloop_stack
 from bench.serving.stats import Answer, figures, percentile
 
@@ -134,25 +134,20 @@ class Bench:
         return _point_of([Answer(**answer) for answer in found], streams, watch)
 
     def _gateway(self, stack: Stack) -> dict[str, Any]:
-        """Times to first token with and without the gateway: eight clients ask one and the other in turn."""
-        self._say(f"{self.name}: what the gateway adds")
+        """Times to first token with and without the gateway: eight clients ask the one, then the other, in rounds."""
         streams = 8
-        prompts = _plain(prompts_for(self.sequencer, streams * self.plan.gateway_requests, "gateway", SHORT))
-        jobs = [
-            stack.job(kind, prompts, streams, self.plan.max_tokens, self._sampling("greedy"))
-            for kind in ("policy", "sse")
-        ]
-        answers = run_client({**jobs[0], "second": jobs[1]})
-        half = len(answers) // 2
-        direct, through = (
-            [answer.arrivals[0] - answer.asked for answer in part if answer.arrivals]
-            for part in (answers[:half], answers[half:])
-        )
+        found: dict[str, list[float]] = {"policy": [], "sse": []}
+        for turn in range(self.plan.gateway_rounds):
+            prompts = _plain(prompts_for(self.sequencer, 2 * streams * self.plan.gateway_requests, f"gateway {turn}"))
+            for kind, asked in (("policy", prompts[::2]), ("sse", prompts[1::2])):
+                self._say(f"{self.name}: what the gateway adds, round {turn + 1}, {kind}")
+                answers = run_client(stack.job(kind, asked, streams, self.plan.max_tokens, self._sampling("greedy")))
+                found[kind] += [answer.arrivals[0] - answer.asked for answer in answers if answer.arrivals]
         return {
             "streams": streams,
-            "answers": len(direct) + len(through),
-            "policy_ttft_p50": percentile(direct, 0.5),
-            "gateway_ttft_p50": percentile(through, 0.5),
+            "answers": len(found["policy"]) + len(found["sse"]),
+            "policy_ttft_p50": percentile(found["policy"], 0.5),
+            "gateway_ttft_p50": percentile(found["sse"], 0.5),
         }
 
     # -- what is asked -------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ class Plan:
     streams: tuple[int, ...] = (1, 8, 32)
     requests: int = 3  # by each client at a point; one client alone asks twice as often
     max_tokens: int = 64
-    gateway_requests: int = 64  # by each of eight clients, half of them through the gateway
+    gateway_requests: int = 12  # by each of eight clients, in each of the rounds
+    gateway_rounds: int = 4  # through the gateway and past it, in turn
     profile_steps: int = 40
     serial_peer: bool = True  # also the peer's default mode, on llama-7m
     out: Path = Path("bench-out")
@@ -45,7 +46,8 @@ def quick(plan: Plan) -> Plan:
         streams=plan.streams,
         requests=1,
         max_tokens=32,
-        gateway_requests=12,
+        gateway_requests=4,
+        gateway_rounds=1,
         profile_steps=10,
         serial_peer=False,
         out=plan.out,

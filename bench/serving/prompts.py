@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from anyloop.sequence import Sequencer, Turn
 
 LENGTHS = (40, 100)  # the shortest and the longest, in tokens, template included
-SHORT = (12, 20)  # where reading them should take no time beside what is measured
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,10 @@ class Prompt:
     tokens: list[int]  # as the policy service renders the text
 
 
-def prompts_for(sequencer: Sequencer, count: int, seed: str, lengths: tuple[int, int] = LENGTHS) -> list[Prompt]:
+def prompts_for(sequencer: Sequencer, count: int, seed: str) -> list[Prompt]:
     """`count` prompts; the same `seed` gives the same ones."""
     rng = random.Random(seed)
-    return [_prompt(sequencer, rng, rng.randint(*lengths)) for _ in range(count)]
+    return [_prompt(sequencer, rng, rng.randint(*LENGTHS)) for _ in range(count)]
 
 
 def _prompt(sequencer: Sequencer, rng: random.Random, aim: int) -> Prompt:

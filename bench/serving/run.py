@@ -26,7 +26,9 @@ NOTE = (
     "brought. Tokens of a message are shared out by its characters, which is exact for the random models. Time to the "
     "first token counts from the request on an open connection. Memory is the largest PSS of the contender's process "
     "tree. The client runs on the same cores, in a process of its own; in process there is none. The whole stack is "
-    "Triton, policy service and gateway, as `anyloop up` starts them."
+    "Triton with the policy model alone, policy service and gateway. What the gateway adds: a client of the policy "
+    "service reads protobuf messages, one of the gateway the first bytes of its stream. Every process computes on one "
+    "thread; the parts of the whole stack are several processes."
 )
 
 
