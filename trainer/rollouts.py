@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from anyloop.registry import Registry
-from trainer.clients import Sample, SampleRequest, Services, gather
+from trainer.clients import Sample, SampleRequest, ServiceError, Services, gather
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
 from trainer.ppo import Rollout
@@ -42,26 +42,32 @@ async def sample_rollouts(
         version = f"{ROLLOUT}{key}-{turn}-{uuid.uuid4().hex[:8]}"
         publish_weights(registry, "policy", registry.path(policy), weights, parent_version=policy, version=version)
         await services.stage(version)
-    requests = [
-        SampleRequest(seed.prompt, seed.modalities, 1.0, settings.max_answer_tokens, begin + number, version)
-        for number, seed in enumerate(asked)
-    ]
-    samples = await gather(services.sample, requests, "a rollout")
-    whole = [
-        (request, one)
-        for request, one in zip(requests, samples, strict=True)
-        if one is not None and one.finished and len(one.tokens) == len(one.logprobs) > 0
-    ]
-    kept = await _repeatable(services, whole, version)
-    if weights is not None:
-        await clear_rollouts(services, registry)
+    try:
+        requests = [
+            SampleRequest(seed.prompt, seed.modalities, 1.0, settings.max_answer_tokens, begin + number, version)
+            for number, seed in enumerate(asked)
+        ]
+        samples = await gather(services.sample, requests, "a rollout")
+        whole = [
+            (request, one)
+            for request, one in zip(requests, samples, strict=True)
+            if one is not None and one.finished and len(one.tokens) == len(one.logprobs) > 0
+        ]
+        kept = await _repeatable(services, whole, version)
+    finally:
+        if weights is not None:
+            await clear_rollouts(services, registry)
     return [Rollout(request.prompt, one.tokens, one.logprobs, request.modalities) for request, one in kept]
 
 
 async def _repeatable(
     services: Services, samples: Sequence[tuple[SampleRequest, Sample]], version: str
 ) -> list[tuple[SampleRequest, Sample]]:
-    scores = await services.score([(request, one.tokens) for request, one in samples], version)
+    try:
+        scores = await services.score([(request, one.tokens) for request, one in samples], version)
+    except ServiceError as error:  # a promotion may have retired the version since; what was logged stands
+        log.warning("the rollouts of %s were not scored again: %s", version, error)
+        return list(samples)
     kept, largest = [], 0.0
     for (request, one), scored in zip(samples, scores, strict=True):
         gap = max(abs(logged - again) for logged, again in zip(one.logprobs, scored, strict=True))

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from anyloop.models.digest import weights_digest
 from anyloop.sequence import LayoutError, SequenceLayout
 from services.hosts.interface import HostError
-from services.policy.engine.forward import Forward, ForwardOptions, NoForward, build_forward
+from services.policy.engine.forward import Forward, ForwardOptions, NoForward, build_forward, out_of_memory
 from services.policy.engine.forward.fused import FusedForward
 from services.policy.engine.tensor_files import TensorFileError, read_tensors
 
@@ -95,7 +95,9 @@ def load_checkpoint(
         raise _refused(version, str(error)) from error
     except OSError as error:
         raise HostError("UNAVAILABLE", f"checkpoint {version} cannot be read now: {error}") from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         raise HostError("RESOURCE_EXHAUSTED", f"no memory for checkpoint {version}: {error}") from error
     weights.load_seconds = time.monotonic() - began
     return weights
@@ -214,16 +216,19 @@ def _new_model(path: Path, version: str, tensors: Mapping[str, torch.Tensor]) ->
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         with torch.device("meta"):  # only to learn which class it is
-            family = type(AutoModelForCausalLM.from_config(config))
+            # The dtype is named, or that of config.json would be torch's default for every thread meanwhile.
+            family = type(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         model, info = family.from_pretrained(
             None,
             config=config,
             state_dict=dict(tensors),
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if getattr(family, "_supports_sdpa", False) else "eager",
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise _refused(version, f"{type(error).__name__}: {error}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):

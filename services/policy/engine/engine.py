@@ -70,7 +70,8 @@ class Engine:
         self.running: list[Request] = []  # index = decode row
         self.waiting = FairQueue(queue)
         self._left: list[End] = []  # ends that happened between two steps
-        self.reading_seconds = 0.0  # of the last step, what it spent on prompts
+        self.reading_seconds = 0.0  # of the last step, what it spent on the prompts of new requests
+        self.decoded = False  # the last step had answers to go on with
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class Engine:
                 self._read_anew(moved)
             else:
                 for request in moved:
-                    request.mixed = True
+                    request.mixed = request.slot >= 0 or request.prefix is not None
                     if request.prefix is not None:
                         request.prefix.uid = -1
         return (previous.version if previous is not None else ""), time.perf_counter() - began
@@ -182,9 +183,8 @@ class Engine:
     def step(self) -> list[End]:
         """Admits, reads, decodes one token per running request, and returns which requests ended."""
         self._admit()
-        began = time.perf_counter()
-        self._read()
-        self.reading_seconds = time.perf_counter() - began
+        self.reading_seconds = self._read()
+        self.decoded = bool(self.running)
         ends: list[End] = []
         for group in self._groups():
             try:
@@ -192,10 +192,11 @@ class Engine:
             except Exception as error:  # a failing forward ends its requests, not the engine
                 log.exception("decode step failed", extra={"requests": len(group)})
                 ends.extend(self._fail(group, error))
+        self._left.extend(ends)  # before the rows are freed: whatever happens there, everybody hears of their end
         for end in ends:
             if end.finished:
                 self._finish(end.request)
-        return self.take_ends() + ends
+        return self.take_ends()
 
     def take_ends(self) -> list[End]:
         """The ends that came between two steps; `step` returns them too."""
@@ -243,15 +244,17 @@ class Engine:
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
+    def _read(self) -> float:
+        """Returns the seconds that went into the prompts of new requests: answers that are read anew stand still."""
         if not self.reading:
-            return
+            return 0.0
         assert self._cache is not None
         done = self.reading.step(self._cache, somebody_waits=bool(self.running))
         for request in done.ready:
             self._run(request)
         for requests, error in done.failed:
             self._left.extend(self._fail(requests, error))
+        return done.new_seconds
 
     def _run(self, request: Request) -> None:
         """From reading to running: what was read moves into the next decode row."""
@@ -279,12 +282,13 @@ class Engine:
 
     def _free_slot(self, request: Request) -> None:
         """The last row moves into the one that becomes free."""
-        last = self.running.pop()
+        last = self.running[-1]
         if last is not request:
             assert self._cache is not None
             self._cache.copy(last.slot, request.slot, last.position)
             last.slot = request.slot
             self.running[request.slot] = last
+        self.running.pop()
         request.slot = -1
 
     def _fail(self, requests: list[Request], cause: Exception) -> list[End]:

@@ -21,7 +21,7 @@ class Prefix:
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     known: int = 0
     uid: int = -1  # of the WeightSet; -1: nothing here may be shared
-    busy: bool = False  # a request is reading into it
+    users: int = 0  # requests that read into it, or are about to copy from it
     used: int = 0  # by the table's own clock
 
 
@@ -35,8 +35,8 @@ class PrefixTable:
 
     @property
     def full(self) -> bool:
-        """Every row is being read into."""
-        return all(prefix.busy for prefix in self._prefixes)
+        """Every row is in use."""
+        return all(prefix.users for prefix in self._prefixes)
 
     def begin(self, tokens: list[int], weights: WeightSet, cache: RowCache) -> Prefix | None:
         """A row for reading `tokens`, which holds the longest beginning known already (`known` says how much).
@@ -53,9 +53,11 @@ class PrefixTable:
                     best, shared = prefix, min(common, prefix.known)
         if coming >= shared + _WORTH_WAITING:
             return None
-        if best is not None and not best.busy and shared == len(wanted):
+        if best is not None and shared == len(wanted):  # nothing is left to read: as many as like may copy it
             self.reused_tokens += shared
-            return self._take(best, best.tokens, weights, best.known)
+            best.users += 1
+            self._touch(best)
+            return best
         row = self._row_for(best, shared)
         if row is None:
             return None
@@ -67,17 +69,18 @@ class PrefixTable:
 
     def _row_for(self, best: Prefix | None, shared: int) -> Prefix | None:
         """A row that may be overwritten behind `shared`, where `best` holds what is shared."""
-        if best is not None and not best.busy and shared == len(best.tokens):
+        if best is not None and not best.users and shared == len(best.tokens):
             return best  # all that is there is wanted: nothing that others share is lost
-        idle = [prefix for prefix in self._prefixes if not prefix.busy and prefix is not best]
+        idle = [prefix for prefix in self._prefixes if not prefix.users and prefix is not best]
         if idle:
             return min(idle, key=lambda prefix: prefix.used)
-        return best if best is not None and not best.busy else None
+        return best if best is not None and not best.users else None
 
     def release(self, prefix: Prefix) -> None:
-        """Nobody reads into the row any more; what it knows stays."""
-        prefix.busy = False
-        prefix.tokens = prefix.tokens[: prefix.known]
+        """One request less needs the row; what it knows stays."""
+        prefix.users -= 1
+        if not prefix.users:
+            prefix.tokens = prefix.tokens[: prefix.known]
 
     def forget(self, prefix: Prefix) -> None:
         """What stands in the row was computed under two versions, or by a forward that failed."""
@@ -87,7 +90,7 @@ class PrefixTable:
         """Keeps a finished sequence that stands in cache row `row`, where its prompt's own row is still there."""
         whole = np.asarray(tokens, dtype=np.int64)
         for prefix in self._prefixes:
-            if prefix.busy or prefix.uid != weights.uid or not 0 < prefix.known < len(whole):
+            if prefix.users or prefix.uid != weights.uid or not 0 < prefix.known < len(whole):
                 continue
             if prefix.known == len(prefix.tokens) == _common(prefix.tokens, whole):
                 cache.copy(row, prefix.row, len(whole))
@@ -96,7 +99,7 @@ class PrefixTable:
                 return
 
     def _take(self, prefix: Prefix, tokens: np.ndarray, weights: WeightSet, known: int) -> Prefix:
-        prefix.tokens, prefix.known, prefix.uid, prefix.busy = tokens, known, weights.uid, True
+        prefix.tokens, prefix.known, prefix.uid, prefix.users = tokens, known, weights.uid, 1
         self._touch(prefix)
         return prefix
 

@@ -21,6 +21,7 @@ class ReadStep:
 
     ready: list[Request] = field(default_factory=list)  # all but the last token stands in the row of their prefix
     failed: list[tuple[list[Request], Exception]] = field(default_factory=list)
+    new_seconds: float = 0.0  # in forwards that read prompts of requests without an answer so far, and nothing else
 
 
 class PromptReader:
@@ -98,7 +99,10 @@ class PromptReader:
                 self._prefixes.forget(request.prefix)
             done.failed.append(([request for request, _ in plan], error))
             return
-        self._budget.observe(sum(len(chunk.tokens) for _, chunk in plan), time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._budget.observe(sum(len(chunk.tokens) for _, chunk in plan), took)
+        if not any(request.output for request, _ in plan):
+            done.new_seconds += took
         for request, chunk in plan:
             assert request.prefix is not None
             request.prefix.known += len(chunk.tokens)

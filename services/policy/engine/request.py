@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_BIASED_TOKENS = 1024
 
 
+_LEAST = 1e-5  # temperature and top_p; what is smaller means the likeliest token just as well
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. Temperature 0 is greedy; every other default changes nothing.
@@ -41,6 +44,10 @@ class Sampling:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
+        if 0.0 < self.temperature < _LEAST:  # below it the arithmetic of the sampler has nothing left to divide
+            object.__setattr__(self, "temperature", _LEAST)
+        if 0.0 < self.top_p < _LEAST:
+            object.__setattr__(self, "top_p", _LEAST)
         _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "in [0, 100]")
         _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")

@@ -95,7 +95,8 @@ class EngineRunner:
         try:
             while self._drain():
                 self._emit(self._engine.step())
-                self.gaps.step(time.perf_counter(), self._engine.busy, self._engine.reading_seconds)
+                engine = self._engine
+                self.gaps.step(time.perf_counter(), engine.busy, engine.reading_seconds, decoded=engine.decoded)
         except BaseException as error:
             log.exception("the engine died")
             self.failure = error.with_traceback(None)  # its frames hold the dead engine's cache

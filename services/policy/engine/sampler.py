@@ -99,6 +99,7 @@ def _draw(weights: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     nucleus = any(top_p < 1.0 for top_p in share)
     if nucleus:  # before min-p takes its part: top_p is a share of what top-k left
         limit = weights.sum(-1, keepdim=True) * _column([p if p < 1.0 else float("inf") for p in share], weights)
+        limit.clamp_(min=torch.finfo(limit.dtype).tiny)  # above 0: what nothing is likelier than is never outside
     if any(r.sampling.min_p for r in requests):
         least = weights.amax(-1, keepdim=True) * _column([r.sampling.min_p for r in requests], weights)
         weights = _from(weights, least)

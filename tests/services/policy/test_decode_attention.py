@@ -101,6 +101,15 @@ def test_without_a_compiler_that_works_torch_attends_and_the_log_says_so_once(
     assert reason in record.getMessage()
 
 
+def test_without_a_home_torch_attends(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert decode_attention(2, 2, 32, 1.0) is None
+
+
 def test_where_torch_has_several_threads_its_own_attention_uses_them() -> None:
     torch.set_num_threads(2)
     assert decode_attention(2, 2, 32, 1.0) is None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from services.policy.engine import Engine, Request, Sampling, WeightSet
+from services.hosts.interface import HostError
+from services.policy.engine import Engine, Request, Sampling, WeightSet, load_checkpoint
 from services.policy.engine.forward import Chunk, ForwardOptions, NoForward, build_forward, choose, fused
 from services.policy.engine.forward.linear import linear, packing_works, padded_rows, row_counts
 
@@ -247,3 +249,54 @@ def test_kernels_are_compiled_for_few_numbers_of_rows() -> None:
     ]
     assert sorted({padded_rows(rows) for rows in range(1, 129)}) == row_counts()
     assert len(row_counts()) == 13  # longer inputs go in blocks of 128
+
+
+def test_the_longest_sequence_is_the_shorter_of_what_is_asked_for_and_what_the_model_was_made_for() -> None:
+    for name in ("llama", "gpt2"):
+        assert build_forward(_model(name), ForwardOptions(length=384)).max_length == 128
+        assert build_forward(_model(name), ForwardOptions(length=64)).max_length == 64
+    engine = Engine(slots=2, max_tokens=384, queue=4)
+    with pytest.raises(HostError, match="the model reads 128 tokens at most: set ANYLOOP_ENGINE_MAX_TOKENS"):
+        engine.add_weights(WeightSet("v0", _model("gpt2"), "digest", options=ForwardOptions(length=384)))
+
+
+@pytest.mark.parametrize("name", ["mamba", "gpt2", "gemma2"])
+def test_a_checkpoint_of_any_family_loads_and_leaves_torch_as_it_was(name: str, tmp_path: Path) -> None:
+    _model(name).to(torch.bfloat16).save_pretrained(tmp_path)
+    dtypes = []
+    original = torch.set_default_dtype
+
+    def watched(dtype: torch.dtype) -> None:
+        dtypes.append(dtype)
+        original(dtype)
+
+    torch.set_default_dtype = watched
+    try:
+        weights = load_checkpoint(tmp_path, "v0", options=ForwardOptions(length=64))
+    finally:
+        torch.set_default_dtype = original
+    assert weights.forward.kind == FAMILIES[name][2]
+    assert set(dtypes) <= {torch.float32}  # it is every thread's default while steps run
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_lack_of_memory_is_neither_the_checkpoints_fault_nor_a_reason_for_a_slower_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def starved(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    _model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(fused.FusedForward, "_place", starved)
+    with pytest.raises(HostError) as refused:
+        load_checkpoint(tmp_path, "v0", options=ForwardOptions(length=64))
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+
+
+def test_bfloat16_is_said_to_have_no_effect_where_it_has_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choose, "_said", set())
+    with caplog.at_level(logging.INFO):
+        build_forward(_model("gpt2"), ForwardOptions(length=64, dtype="bfloat16"))
+    assert "the weights stay float32" in caplog.records[-1].getMessage()

@@ -104,6 +104,18 @@ def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reads.engine.prefixes.reused_tokens == 3 * 49
 
 
+def test_many_choices_of_one_prompt_leave_the_other_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch, slots=8, prefix_rows=4)
+    others = [_prompt(30, seed) for seed in (1, 2, 3)]
+    for other in others:
+        reads.answer(other)
+    reads.answer(*[_prompt(50)] * 8)
+    before = reads.tokens
+    for other in others:
+        reads.answer(other)
+    assert reads.tokens == before
+
+
 def test_a_shared_beginning_is_read_once_also_between_requests_that_follow_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

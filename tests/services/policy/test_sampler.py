@@ -71,3 +71,11 @@ def test_a_tiny_temperature_is_as_good_as_greedy() -> None:
 
 def _request(seed: int, **options: float) -> Request:
     return Request("r", [0], Sampling(seed=seed, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tiny", [1e-45, 1e-10, 1e-50])
+def test_the_smallest_top_p_and_temperature_take_the_likeliest_token(tiny: float) -> None:
+    logits = torch.randn(2, 97)
+    options = [Sampling(temperature=1.0, top_p=tiny, top_k=3), Sampling(temperature=tiny)]
+    requests = [Request("r", [1], sampling) for sampling in options]
+    assert sample(logits.clone(), requests).tokens == logits.argmax(-1).tolist()

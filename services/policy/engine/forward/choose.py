@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.fused import FusedForward, Unsupported
-from services.policy.engine.forward.interface import Chunk, Forward, ForwardOptions
+from services.policy.engine.forward.fused import FusedForward
+from services.policy.engine.forward.interface import Chunk, Forward, ForwardOptions, Unsupported
 from services.policy.engine.forward.transformers_forward import TransformersForward
 from services.policy.engine.forward.uncached import UncachedForward
 
@@ -42,16 +42,27 @@ def build_forward(model: PreTrainedModel, options: ForwardOptions, kind: str = "
             try:
                 forward = _KINDS[name](model, tried)
                 if agrees(model, forward, tried):
+                    if name != FusedForward.kind and options.dtype != "float32":
+                        reasons.append(f"the weights stay float32, {options.dtype} is for the fused forward")
                     _say_once(type(model).__name__, name, reasons, warn=options.compile and not tried.compile)
                     return forward
                 reason = "its logits are not the model's"
             except Unsupported as unsupported:
                 reasons.append(f"{name}: {unsupported}")
                 break
+            except MemoryError:
+                raise
             except Exception as error:  # whatever a foreign architecture or a compiler does here, there is another way
+                if out_of_memory(error):  # says nothing about the way; the next version must run by the same one
+                    raise MemoryError(str(error)) from error
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             reasons.append(f"{name}{', compiled' if tried.compile else ''}: {reason}")
     raise NoForward(f"{type(model).__name__} does not run: {'; '.join(reasons)}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch raises a plain RuntimeError when the machine's memory is at an end."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.inference_mode()
@@ -69,13 +80,15 @@ def agrees(model: PreTrainedModel, forward: Forward, options: ForwardOptions) ->
         ]
         forward.read(cache, chunks)
     expected: torch.Tensor = model(input_ids=torch.tensor(sequences), use_cache=False).logits.float()
+    cache.copy(2, 1, read[1])
     for step in range(2):
         at = [read[0] + step, read[1] + step]
-        found = forward.decode(cache, [0, 2], [sequences[0][at[0]], sequences[1][at[1]]], at)
+        found = forward.decode(cache, [0, 1], [sequences[0][at[0]], sequences[1][at[1]]], at)
         wanted = torch.stack([expected[0, at[0]], expected[1, at[1]]])
         if not bool(torch.isfinite(found).all()):
             return False
-        if float((found - wanted).abs().max()) > _TOLERANCE[options.dtype] * (1.0 + float(wanted.abs().max())):
+        tolerance = _TOLERANCE[options.dtype if forward.kind == FusedForward.kind else "float32"]
+        if float((found - wanted).abs().max()) > tolerance * (1.0 + float(wanted.abs().max())):
             return False
     return True
 

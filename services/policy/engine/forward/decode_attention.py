@@ -45,8 +45,8 @@ class DecodeAttention:
         length = keys.shape[2]
         group = self._heads // self._kv_heads
         if len(self._weights) < group * length:
-            self._weights = torch.empty(group * length)
-        out = torch.empty(len(qkv), self._heads * self._dimension)
+            self._weights = torch.empty(group * length, dtype=torch.float32)
+        out = torch.empty(len(qkv), self._heads * self._dimension, dtype=torch.float32)
         self._function(
             out.data_ptr(),
             qkv.data_ptr(),
@@ -80,7 +80,7 @@ def _function() -> Any:
     """The compiled function; None, said once in the log, where there is no compiler or it fails."""
     try:
         function = ctypes.CDLL(str(_library())).decode_attention
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:  # no home: RuntimeError
         log.info("attention runs by torch, slower with many streams: %s", error)
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from services.policy.engine.forward.decode_attention import decode_attention
-from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks, Unsupported, longest
 from services.policy.engine.forward.key_values import KeyValueCache, row_view
 from services.policy.engine.forward.linear import Linear, linear, padded_rows, row_counts
 from services.policy.engine.forward.masks import additive, slides, window_of
@@ -28,10 +28,6 @@ _STEADY_ROTATIONS = ("default", "linear", "llama3", "yarn")  # the others change
 _BREATH = 0.001  # seconds between two layers that are placed
 _WARM_UP = 0.5  # seconds; larger models than that allows take longer for a step than for a kernel
 _SCORED_TOKENS = 2048  # per call of the output matrix: its logits take 4 bytes x vocabulary each
-
-
-class Unsupported(Exception):
-    """This model is not of the shape; the reason is the message."""
 
 
 @dataclass(slots=True)
@@ -61,7 +57,7 @@ class FusedForward:
         self._scale: float = attention.scaling
         self._window = window_of(config)
         self._slides = [slides(config, index) for index in range(config.num_hidden_layers)]
-        self.max_length: int = options.length or config.max_position_embeddings
+        self.max_length = longest(config, options)
         self._dtype = options.dtype
         self._epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
         self._norm_offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
@@ -176,7 +172,7 @@ class FusedForward:
             return out
 
         hidden = self._run(tokens, at, attend)
-        scores = torch.empty(len(tokens))
+        scores = torch.empty(len(tokens), dtype=torch.float32)
         # The last token of a sequence is followed by another sequence: what is computed there falls away below.
         mask_rows = [row for rows in masks.rows for row in (*rows, 0)] if masks is not None else []
         for begin in range(0, len(tokens), _SCORED_TOKENS):

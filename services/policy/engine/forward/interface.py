@@ -35,6 +35,16 @@ class ScoreMasks:
     rows: list[list[int]]
 
 
+class Unsupported(Exception):
+    """The model cannot run in this way; the reason is the message."""
+
+
+def longest(config: Any, options: ForwardOptions) -> int:
+    """Tokens that a sequence may have: what is asked for, within what the model was made for."""
+    limit = getattr(config, "max_position_embeddings", None) or options.length or 4096
+    return min(options.length or limit, limit)
+
+
 class RowCache(Protocol):
     """What the model remembers of each sequence, in rows of fixed length, allocated once."""
 

@@ -11,8 +11,8 @@ class KeyValueCache:
     def __init__(self, layers: int, rows: int, heads: int, length: int, dimension: int) -> None:
         shape = (rows, heads, length, dimension)
         with torch.inference_mode(False):  # rows are also copied between steps, outside of inference mode
-            self.keys = [torch.zeros(shape) for _ in range(layers)]
-            self.values = [torch.zeros(shape) for _ in range(layers)]
+            self.keys = [torch.zeros(shape, dtype=torch.float32) for _ in range(layers)]
+            self.values = [torch.zeros(shape, dtype=torch.float32) for _ in range(layers)]
 
     @property
     def nbytes(self) -> int:

@@ -122,8 +122,9 @@ class _Half(Linear):
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: str = "float32") -> Linear:
-    """The fastest that works here; it holds a copy of its own, so the model it comes from may be dropped."""
+    """The fastest that works here. It holds copies of its own: `weight` and `bias` may be parts of a whole file."""
+    bias = bias.clone() if bias is not None else None
     packed = weight.device.type == "cpu" and packing_works()
     if dtype == "bfloat16":
         return (_PackedHalf if packed else _Half)(weight, bias)
-    return (_Packed if packed else Linear)(weight, bias)
+    return _Packed(weight, bias) if packed else Linear(weight.clone(), bias)

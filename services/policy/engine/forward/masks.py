@@ -32,4 +32,4 @@ def additive(positions: torch.Tensor, width: int, window: int = 0) -> torch.Tens
     hidden = columns > positions[..., None]
     if window:
         hidden |= columns <= positions[..., None] - window
-    return torch.zeros(hidden.shape).masked_fill_(hidden, _HIDDEN)
+    return torch.zeros(hidden.shape, dtype=torch.float32).masked_fill_(hidden, _HIDDEN)

@@ -86,5 +86,5 @@ class SlotCache(Cache):
 
     def copy(self, source: int, target: int, length: int) -> None:
         for layer in self._slot_layers:
-            for block in layer.blocks():
+            for block in layer.blocks() if layer.is_initialized else ():  # some layers use what others keep
                 block[target, :, :length] = block[source, :, :length]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks, Unsupported, longest
 from services.policy.engine.forward.masks import additive, window_of
 from services.policy.engine.forward.slot_cache import SlotCache
 
@@ -18,10 +18,13 @@ class TransformersForward:
     def __init__(self, model: PreTrainedModel, options: ForwardOptions) -> None:
         self._model = model
         config = model.config.get_text_config()
+        unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if unknown or "local" in (getattr(config, "attention_layers", None) or ()):
+            raise Unsupported(f"its attention is of kinds that the cache does not know: {', '.join(sorted(unknown))}")
         self._layers: int = config.num_hidden_layers
         self._window = window_of(config)
         self._mixed = len(set(getattr(config, "layer_types", None) or ())) > 1
-        self.max_length: int = options.length or getattr(config, "max_position_embeddings", None) or 4096
+        self.max_length = longest(config, options)
 
     def new_cache(self, rows: int, length: int) -> SlotCache:
         cache = SlotCache(self._layers, rows, length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks
+from services.policy.engine.forward.interface import Chunk, ForwardOptions, ScoreMasks, longest
 from services.policy.engine.forward.transformers_forward import score_padded
 
 
@@ -33,7 +33,7 @@ class UncachedForward:
     def __init__(self, model: PreTrainedModel, options: ForwardOptions) -> None:
         self._model = model
         config = model.config.get_text_config()
-        self.max_length: int = options.length or getattr(config, "max_position_embeddings", None) or 4096
+        self.max_length = longest(config, options)
 
     def new_cache(self, rows: int, length: int) -> TokenTable:
         return TokenTable(rows, length)
