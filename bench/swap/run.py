@@ -21,11 +21,11 @@ from anyloop.sequence import Sequencer
 from bench.serving.models import model_directory
 from bench.serving.prompts import prompts_for
 from bench.serving.stack import anyloop_stack
+from bench.swap.greedy import Greedy
 from bench.swap.target import InProcess, Target, ThroughTriton
-from bench.swap.verdict import Deviation, Reply, Swap, client_gaps, deviations, dropped, stalls
+from bench.swap.verdict import Reply, Swap, client_gaps, deviations, dropped, stalls
 
 BASE = "policy-000000"
-TIE = 1e-3  # two tokens whose log-probabilities are closer may change places with the batch they are in
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _in_process(
         target = InProcess(directory, {BASE: directory, "perturbed": other})
         try:
             await target.swap(BASE, "finish")
-            return await _modes(plan, target, directory, "perturbed", copy, say)
+            return await _modes(plan, target, {BASE: directory, "perturbed": other}, copy, say)
         finally:
             await target.close()
 
@@ -82,7 +82,7 @@ def _through_triton(
     async def run(stack: Any) -> list[dict[str, Any]]:
         target = ThroughTriton(stack)
         try:
-            return await _modes(plan, target, directory, _published(home, other), copy, say)
+            return await _modes(plan, target, {BASE: directory, _published(home, other): other}, copy, say)
         finally:
             await target.close()
 
@@ -91,9 +91,11 @@ def _through_triton(
 
 
 async def _modes(
-    plan: Plan, target: Target, directory: Path, other: str, copy: float, say: Callable[[str], None]
+    plan: Plan, target: Target, folders: dict[str, Path], copy: float, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    prompts = [one.tokens for one in prompts_for(Sequencer.from_pretrained(directory), plan.streams, "swap")]
+    """`folders` has the checkpoints of `BASE` and of the version that the swaps go to and from, by name."""
+    (other,) = folders.keys() - {BASE}
+    prompts = [one.tokens for one in prompts_for(Sequencer.from_pretrained(folders[BASE]), plan.streams, "swap")]
     own = {}
     for version in (BASE, other):
         await target.load(version)
@@ -112,10 +114,11 @@ async def _modes(
             "alike": sum(a == b for a, b in zip(own[BASE], own[other], strict=True)),
         }
         if mode == "finish":
-            await target.load(BASE)
-            await target.load(other)
-            found = deviations(replies, own)
-            ties = [await _is_tie(target, prompts, one) for one in found]
+            greedy = {version: Greedy(folder, plan.max_tokens) for version, folder in folders.items()}
+            ties = [
+                not one.mixed and greedy[one.version].could_answer(prompts[one.prompt], one.found)
+                for one in deviations(replies, own)
+            ]
             row |= {"garbled": ties.count(False), "ties": ties.count(True)}
         rows.append(row | stalls(swaps, copy) | client_gaps(replies, swaps))
     return rows
@@ -144,15 +147,6 @@ async def _under_load(
         stopping = True
         await asyncio.gather(*clients)
     return replies, swaps
-
-
-async def _is_tie(target: Target, prompts: Sequence[list[int]], one: Deviation) -> bool:
-    """True where the two answers part at tokens that the version finds equally likely."""
-    if one.at >= min(len(one.expected), len(one.found)):
-        return False
-    outputs = [answer[: one.at + 1] for answer in (one.expected, one.found)]
-    expected, found = await target.score(one.version, prompts[one.prompt], outputs)
-    return abs(expected[-1] - found[-1]) < TIE
 
 
 def perturbed(directory: Path, target: Path) -> Path:

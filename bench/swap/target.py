@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ import grpc
 from anyloop.config import Settings
 from bench.serving.stack import Stack
 from bench.swap.verdict import Reply, Swap
-from protos.anyloop.v1 import control_pb2, control_pb2_grpc, policy_pb2, policy_pb2_grpc, scoring_pb2, types_pb2
+from protos.anyloop.v1 import control_pb2, control_pb2_grpc, policy_pb2, policy_pb2_grpc, types_pb2
 from services.hosts.inprocess_host import InprocessHost
 from services.policy.program import PolicyProgram
 
@@ -38,8 +37,6 @@ class Target(Protocol):
     async def quiet(self, seconds: float) -> float | None:
         """The longest gap between steps within `seconds` without a swap; None where nobody can say."""
         ...
-
-    async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]: ...
 
     async def close(self) -> None: ...
 
@@ -98,11 +95,6 @@ class InProcess:
         self._program.gaps.close(window)
         return window.longest
 
-    async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]:
-        sequences = [{"prompt": prompt, "output": output, "modalities": ["text"]} for output in outputs]
-        request = {"op": "score", "sequences": sequences, "version": version, "grammar": True}
-        return [list(map(float, row)) for row in (await self._host.call("policy", request))["logprobs"]]
-
     async def close(self) -> None:
         await self._host.close()
 
@@ -159,16 +151,6 @@ class ThroughTriton:
     async def quiet(self, seconds: float) -> float | None:
         await asyncio.sleep(seconds)
         return None
-
-    async def score(self, version: str, prompt: list[int], outputs: Sequence[list[int]]) -> list[list[float]]:
-        sequences = [
-            scoring_pb2.ScoreSequence(
-                prompt_token_ids=prompt, output_token_ids=output, modalities=[types_pb2.MODALITY_TEXT]
-            )
-            for output in outputs
-        ]
-        request = scoring_pb2.ScoreRequest(sequences=sequences, version=version, grammar=True)
-        return [list(one.logprobs) for one in (await self._policy.Score(request, timeout=_SECONDS)).scores]
 
     async def close(self) -> None:
         for channel in self._channels:
