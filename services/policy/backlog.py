@@ -52,15 +52,24 @@ class Backlog:
         self._interval = interval_s
         self._live: dict[Request, _Live] = {}
         self._flowed: dict[Outlet, float] = {}  # when tokens of an outlet, other than first ones, last went out
-        self.silent = False  # a live request has sent nothing yet: every step may bring its first token
+        self._silent: set[Request] = set()  # the live ones that have sent nothing yet
+
+    @property
+    def silent(self) -> bool:
+        """A live request has sent nothing yet: every step may bring its first token."""
+        return bool(self._silent)
 
     def open(self, request: Request, outlet: Outlet) -> None:
         """From now on `request` is live; it ends with the first `End` that names it."""
+        self._silent.add(request)  # first: `take`, on another thread, removes only what it finds live
         self._live[request] = _Live(request, outlet)
-        self.silent = True
 
     def is_live(self, request: Request) -> bool:
         return request in self._live
+
+    def live(self, outlet: Outlet) -> list[Request]:
+        """The live requests that answer on `outlet`."""
+        return [one.request for one in list(self._live.values()) if one.outlet is outlet]
 
     def take(self, ends: Iterable[End], now: float) -> tuple[dict[Outlet, Delivery], float | None]:
         """What is due at `now`, and in how many seconds more will be (None: when the engine has made more)."""
@@ -68,10 +77,10 @@ class Backlog:
         for end in ends:
             ended = self._live.pop(end.request, None)
             if ended is not None:
+                self._silent.discard(end.request)
                 delivery = due.setdefault(ended.outlet, Delivery())
                 delivery.portions.extend(ended.take())
                 delivery.lasts.append(Last(end.request, _last_answer(end)))
-        self.silent = False  # before the look: who comes meanwhile sets it again
         live = list(self._live.values())
         interval = min(self._interval, sum(one.sent > 0 for one in live) / PORTIONS_PER_SECOND)
         open_outlets = {one.outlet for one in live}
@@ -80,7 +89,6 @@ class Backlog:
         wait: float | None = None
         for one in live:
             if not one.ready:
-                self.silent |= not one.sent
                 continue
             if one.sent and one.outlet not in flowing:
                 left = self._flowed[one.outlet] + interval - now
@@ -88,6 +96,7 @@ class Backlog:
                 continue
             if one.sent:
                 self._flowed[one.outlet] = now
+            self._silent.discard(one.request)
             due.setdefault(one.outlet, Delivery()).portions.extend(one.take())
         return due, wait
 

@@ -9,6 +9,7 @@ tables that grow, which two threads must not share.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ import torch
 from services.hosts.interface import HostError
 from services.hosts.program import Cancel, Send
 from services.policy.engine import Engine, EngineRunner, WeightSet
-from services.policy.engine.answer_masks import FREE_ROW, MaskTable
+from services.policy.engine.answer_masks import FREE_ROW, AnswerState, MaskTable
 from services.policy.engine.forward.fused import FusedForward
 from services.policy.engine.forward.interface import ScoreMasks
+
+log = logging.getLogger(__name__)
 
 SLICE_TOKENS = 256  # padded tokens of one forward (30 ms of the 7 M Llama); a longer sequence is a slice of its own
 MAX_SEQUENCES = 256
@@ -42,9 +45,29 @@ class ScoredSequence:
         return len(self.prompt) + len(self.output)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A sequence as it was asked for, checked. Without a `grammar` any token may follow any other."""
+
+    prompt: list[int]
+    output: list[int]
+    grammar: AnswerState | None
+    limit: int  # tokens that the answer could have had
+
+    def masked(self) -> ScoredSequence:
+        """Walks the grammar, token by token."""
+        if self.grammar is None:
+            return ScoredSequence(self.prompt, self.output, [FREE_ROW] * len(self.output))
+        rows = []
+        for at, token in enumerate(self.output):
+            rows.append(self.grammar.row(self.limit - at))
+            self.grammar.advance(token)
+        return ScoredSequence(self.prompt, self.output, rows)
+
+
 @dataclass(eq=False)
 class _Job:
-    sequences: list[ScoredSequence]
+    asked: list[_Asked]
     version: str
     send: Send
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -82,19 +105,18 @@ class Scorer:
             self._jobs.put(None)
         self._thread.join(10.0)
 
-    def _sequences(self, request: dict[str, Any]) -> list[ScoredSequence]:
+    def _sequences(self, request: dict[str, Any]) -> list[_Asked]:
         asked = list(request["sequences"])
         if not asked:
             raise HostError("INVALID_ARGUMENT", "there are no sequences to score")
         if len(asked) > MAX_SEQUENCES:
             raise HostError("INVALID_ARGUMENT", f"{len(asked)} sequences in one call, {MAX_SEQUENCES} are allowed")
-        sequences = [self._sequence(i, one, bool(request.get("grammar"))) for i, one in enumerate(asked)]
-        total = sum(map(len, sequences))
+        total = sum(len(one["prompt"]) + len(one["output"]) for one in asked)  # before any token is looked at
         if total > MAX_TOKENS:
             raise HostError("INVALID_ARGUMENT", f"{total} tokens in one call, {MAX_TOKENS} are allowed: send fewer")
-        return sequences
+        return [self._sequence(i, one, bool(request.get("grammar"))) for i, one in enumerate(asked)]
 
-    def _sequence(self, number: int, asked: dict[str, Any], grammar: bool) -> ScoredSequence:
+    def _sequence(self, number: int, asked: dict[str, Any], grammar: bool) -> _Asked:
         prompt, output = ([int(token) for token in asked[name]] for name in ("prompt", "output"))
         where = f"sequences[{number}]"
         if not prompt or not output:
@@ -108,16 +130,11 @@ class Scorer:
         if not all(0 <= token < width for token in (*prompt, *output)):
             raise HostError("INVALID_ARGUMENT", f"token ids of {where} must be in [0, {width})")
         if not grammar:
-            return ScoredSequence(prompt, output, [FREE_ROW] * len(output))
+            return _Asked(prompt, output, None, _UNLIMITED)
         limit = int(asked.get("max_tokens") or 0) or _UNLIMITED
         if len(output) > limit:
             raise HostError("INVALID_ARGUMENT", f"{where} has {len(output)} output tokens, over its max_tokens {limit}")
-        answer = self._masks.answer(asked.get("modalities"), limit)
-        rows = []
-        for at, token in enumerate(output):
-            rows.append(answer.row(limit - at))
-            answer.advance(token)
-        return ScoredSequence(prompt, output, rows)
+        return _Asked(prompt, output, self._masks.answer(asked.get("modalities"), limit), limit)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -126,19 +143,24 @@ class Scorer:
             except HostError as error:
                 answer = error.to_payload()
             except Exception as error:
+                log.exception("scoring failed", extra={"sequences": len(job.asked)})
                 answer = HostError("INTERNAL", f"scoring failed: {error}").to_payload()
-            job.send(answer, True)
+            try:
+                job.send(answer, True)
+            except Exception:  # who asked has gone; those who wait have not
+                log.exception("scores could not be sent", extra={"sequences": len(job.asked)})
 
     def _score(self, job: _Job) -> dict[str, Any]:
+        sequences = [asked.masked() for asked in job.asked]
         weights = self._runner.call(lambda engine: _acquire(engine, job.version)).result()
         try:
-            scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(job.sequences)
-            for part in slices([len(sequence) for sequence in job.sequences]):
+            scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
+            for part in slices([len(sequence) for sequence in sequences]):
                 if self._closed:
                     raise _closed()
                 if job.cancelled.is_set():
                     raise HostError("CANCELLED", "cancelled before all was scored")
-                chosen = [job.sequences[i] for i in part]
+                chosen = [sequences[i] for i in part]
                 if _may_run_apart(weights):
                     found = score(weights, chosen, self._masks.rows)
                 else:

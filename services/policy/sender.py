@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from services.hosts.interface import HostError
 from services.policy.backlog import Backlog, Delivery
 from services.policy.engine import End, Request
-from services.policy.outlets import Outlet
+from services.policy.outlets import Outlet, Session
 
 log = logging.getLogger(__name__)
 
@@ -75,5 +76,17 @@ class Sender:
         try:
             outlet.deliver(delivery.portions, delivery.lasts)
         except Exception:  # one client's broken pipe is not the others' affair
-            log.exception("answers could not be sent", extra={"portions": len(delivery.portions)})
+            unheard = {"portions": len(delivery.portions), "ends": len(delivery.lasts)}
+            log.exception("answers could not be sent", extra=unheard)
             self._cancel([portion.request for portion in delivery.portions])
+            if isinstance(outlet, Session):
+                self._end(outlet)
+
+    def _end(self, session: Session) -> None:
+        """Its client lacks tokens or ends: it hears so, rather than wait for them."""
+        lost = HostError("UNAVAILABLE", "a message of the session could not be sent: attach again")
+        self._cancel(self._backlog.live(session))
+        try:
+            session.close(lost.to_payload())
+        except Exception:
+            log.exception("a session could not be told that it has ended")

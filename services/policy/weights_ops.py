@@ -11,12 +11,13 @@ import functools
 import gc
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 from anyloop.sequence import SequenceLayout
 from services.hosts.interface import HostError
-from services.policy.engine import Engine, EngineRunner, load_checkpoint
+from services.policy.engine import Engine, EngineRunner, Request, load_checkpoint
 from services.policy.engine.engine import SwapMode
 from services.policy.engine.forward import ForwardOptions
 
@@ -94,8 +95,10 @@ class WeightsOperations:
 
         def switch(engine: Engine) -> tuple[str, float, bool]:
             previous, stall = engine.activate(version, mode)  # type: ignore[arg-type]
-            window.close_after_next_step()
-            return previous, stall, bool(engine.running)
+            stepping = bool(engine.running or engine.reading)
+            moved = [request for request in engine.reading if request.output] if mode == "recompute" else []
+            window.close_when(_first_token_of(moved or [*engine.running, *engine.reading]))
+            return previous, stall, stepping
 
         try:
             previous, stall, stepping = self._runner.call(switch).result()
@@ -138,6 +141,17 @@ class WeightsOperations:
         version = str(request["version"])
         self._runner.call(lambda engine: engine.weights.unload(version)).result()
         return {}
+
+
+def _first_token_of(requests: list[Request]) -> Callable[[], bool]:
+    """Says whether one of them has got another token since now; also true when all have ended."""
+    before = [(request, len(request.output)) for request in requests]
+
+    def come() -> bool:
+        grown = any(len(request.output) > length for request, length in before)
+        return grown or all(request.weights is None for request, _ in before)
+
+    return come
 
 
 @functools.cache

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 from services.hosts.interface import HostError
 from services.policy.backlog import Backlog
 from services.policy.engine import End, Request, Sampling
@@ -99,3 +105,53 @@ def test_waiting_requests_do_not_slow_the_running_ones() -> None:
         backlog.open(_request(), session)
     _grow(requests[0])
     assert session in backlog.take([], 10.0015)[0]
+
+
+def test_a_request_is_silent_until_its_first_token_whenever_it_is_opened() -> None:
+    """Also between any two instructions of a `take` on the other thread."""
+    for at in itertools.count():
+        backlog, new, waiting, outlet = Backlog(0.025), _request(), _request(), _outlet()
+        backlog.open(waiting, outlet)
+        if not _during(at, lambda b=backlog, n=new, o=outlet: b.open(n, o), lambda b=backlog: b.take([], 1.0)):  # type: ignore[misc]
+            break
+        _grow(waiting)
+        backlog.take([], 2.0)
+        assert backlog.silent
+        _grow(new)
+        backlog.take([], 3.0)
+        assert not backlog.silent
+    assert at > 50
+
+
+def _during(at: int, intrude: Callable[[], object], action: Callable[[], object]) -> bool:
+    """Runs `action`, and `intrude` before the instruction `at` of `Backlog.take`. False: it has not that many."""
+    left = at
+    done = False
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left, done
+        if frame.f_code is not Backlog.take.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0 and not done:
+                done = True
+                intrude()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return done
+
+
+def test_who_ended_without_a_token_is_not_silent() -> None:
+    backlog, request = Backlog(0.025), _request()
+    backlog.open(request, _outlet())
+    assert backlog.silent
+    backlog.take([End(request, finished="cancelled")], 1.0)
+    assert not backlog.silent

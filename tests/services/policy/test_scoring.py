@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from anyloop.sequence import SequenceLayout
 from services.hosts.inprocess_host import InprocessHost
 from services.hosts.interface import HostError
 from services.policy import scoring
+from services.policy.engine.answer_masks import AnswerState
 from services.policy.program import PolicyProgram
 from services.policy.scoring import slices
 
@@ -140,6 +143,43 @@ async def test_too_many_tokens_in_one_call_are_refused(serving: InprocessHost, m
     monkeypatch.setattr(scoring, "MAX_TOKENS", 100)
     with pytest.raises(HostError, match="102 tokens in one call, 100 are allowed"):
         await score(serving, {"prompt": [1] * 50, "output": [1]}, {"prompt": [1] * 50, "output": [1]})
+
+
+async def test_too_many_tokens_are_refused_before_one_is_looked_at(
+    serving: InprocessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MAX_TOKENS", 100)
+    with pytest.raises(HostError, match="102 tokens in one call"):
+        await score(serving, {"prompt": [10**9] * 50, "output": [1]}, {"prompt": [1] * 50, "output": [1]})
+
+
+async def test_the_grammar_is_walked_on_the_scorers_thread(
+    serving: InprocessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walkers = set()
+    advance = AnswerState.advance
+
+    def watched(state: AnswerState, token: int) -> None:
+        walkers.add(threading.current_thread().name)
+        advance(state, token)
+
+    monkeypatch.setattr(AnswerState, "advance", watched)
+    await score(serving, {"prompt": PROMPT, "output": [5, 6]}, grammar=True)
+    assert walkers == {"policy-scorer"}
+
+
+async def test_an_answer_that_cannot_be_sent_ends_no_other(random_omni: Path) -> None:
+    program = PolicyProgram(random_omni, Settings(engine_slots=2, engine_max_tokens=64))
+    request = {"op": "score", "sequences": [{"prompt": [1], "output": [2]}]}
+    answers: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def broken(answer: dict[str, Any], final: bool) -> None:
+        raise BrokenPipeError
+
+    program.submit(request, broken)
+    program.submit(request, lambda answer, final: answers.put(answer))
+    assert answers.get(timeout=10)["error"]["code"] == "UNAVAILABLE"  # no weights; the thread lives
+    program.close()
 
 
 async def test_without_weights_nothing_is_scored(random_omni: Path) -> None:

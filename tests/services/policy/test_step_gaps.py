@@ -36,12 +36,26 @@ def test_what_prompts_took_is_left_out() -> None:
     assert window.longest == 1.5
 
 
-def test_the_step_after_a_switch_is_the_last_that_counts() -> None:
+def test_a_step_that_only_read_ends_no_gap() -> None:
+    gaps = StepGaps()
+    window = gaps.open()
+    gaps.step(0.0, goes_on=True)
+    gaps.step(2.0, goes_on=True, aside=0.5, decoded=False)
+    gaps.step(3.0, goes_on=True, decoded=False)
+    assert window.longest == 0.0
+    gaps.step(4.0, goes_on=True, aside=0.25)
+    assert window.longest == 3.25
+    gaps.step(5.0, goes_on=True)
+    assert gaps.open().usual == (3.25 + 1.0) / 2
+
+
+def test_the_step_that_ends_a_window_is_the_last_that_counts() -> None:
     gaps = StepGaps()
     gaps.step(0.0, goes_on=True)
     window = gaps.open()
-    window.close_after_next_step()
-    stepping = threading.Thread(target=lambda: [gaps.step(now, goes_on=True) for now in (2.0, 50.0)])
+    answers = iter([False, True])
+    window.close_when(lambda: next(answers))
+    stepping = threading.Thread(target=lambda: [gaps.step(now, goes_on=True) for now in (1.0, 3.0, 50.0)])
     stepping.start()
     window.wait_closed(10)
     stepping.join(10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,10 +15,13 @@ import pytest
 import torch
 
 from anyloop.config import Settings
+from anyloop.sequence import SequenceLayout
 from services.hosts.inprocess_host import InprocessHost
 from services.hosts.interface import HostError
 from services.policy import weights_ops
 from services.policy.engine import Engine, tensor_files
+from services.policy.engine.budget import ReadBudget
+from services.policy.engine.forward.fused import FusedForward
 from services.policy.program import PolicyProgram
 
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
@@ -118,6 +122,30 @@ async def test_finish_gives_each_answer_by_one_version_whole(serving: Serving) -
     for tokens, ((version, _, end),) in answers:
         assert end == len(tokens)
         assert tokens in by_version["v1" if version in ("v1", "v3") else "v0"]
+
+
+@pytest.mark.parametrize("reads", [1, 4])
+async def test_what_a_recompute_reads_anew_counts_in_its_gap(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    def slow_read(forward: FusedForward, *args: Any) -> None:
+        time.sleep(0.05)
+        read(forward, *args)
+
+    read = FusedForward.read
+    await serving.load("v1")
+    layout = SequenceLayout.load(serving.paths["v0"])
+    sampling = {"temperature": 0.0, "max_tokens": 90, "logit_bias": {layout.end: -100.0}}
+    request = {"op": "generate", "prompt": [1] * 30, "modalities": ["text"], "sampling": sampling}
+    stream = serving.host.stream("policy", request)
+    await anext(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadBudget, "tokens", lambda *_, **__: 30 // reads)  # per step: reading goes on through several
+        patch.setattr(FusedForward, "read", slow_read)
+        done = await serving.activate("v1", "recompute")
+    versions = [answer["version_spans"] async for answer in stream if "version_spans" in answer]
+    assert [version for version, _, _ in versions[0]] == ["v0", "v1"]
+    assert 0.05 * reads <= done["longest_step_gap_seconds"] < 4
 
 
 # -- what cannot be loaded -------------------------------------------------------------------------------------------

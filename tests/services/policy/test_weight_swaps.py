@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,6 +88,33 @@ def test_recompute_goes_on_as_if_the_new_weights_had_read_everything() -> None:
     before = _generate("v0", PROMPT, 4)
     assert request.output == before + _generate("v1", PROMPT + before, 6)
     assert request.spans == [("v0", 0, 4), ("v1", 4, 10)]
+
+
+def test_only_what_new_prompts_take_is_told_apart_from_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine()
+    fresh = WeightSet("v1", MODELS["v1"], "d1")
+    engine.add_weights(fresh)
+    for weights in engine.weights:
+        monkeypatch.setattr(weights.forward, "read", _slowed(weights.forward.read))
+    _submit(engine)
+    engine.step()
+    assert engine.reading_seconds >= SLOW
+    engine.activate("v1", "recompute")
+    engine.step()
+    assert engine.reading_seconds == 0.0  # the answer stood still meanwhile
+    assert engine.decoded
+    _drain(engine)
+
+
+SLOW = 0.05
+
+
+def _slowed(read: Callable[..., None]) -> Callable[..., None]:
+    def slow(*args: object) -> None:
+        time.sleep(SLOW)
+        read(*args)
+
+    return slow
 
 
 def test_a_recompute_that_fails_ends_its_requests_instead_of_garbling_them(monkeypatch: pytest.MonkeyPatch) -> None:
