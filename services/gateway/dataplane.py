@@ -146,10 +146,12 @@ class DataPlane:
                 logger.error("policy service failed: %s", error.details(), extra={"response_id": prepared.response_id})
             raise from_rpc(error) from error
         finally:
-            call.cancel()
-            if noted is not None:
-                await asyncio.wait([noted])
-            self._answering.discard(prepared.response_id)
+            try:
+                call.cancel()
+                if noted is not None:
+                    await asyncio.wait([noted])
+            finally:  # the wait may be cancelled as well
+                self._answering.discard(prepared.response_id)
 
     async def submit_feedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, caller: Caller

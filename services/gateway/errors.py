@@ -11,6 +11,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from starlette.requests import Request
 from starlette.responses import Response
 
+from protos.anyloop.v1 import types_pb2
+
 Status = grpc.StatusCode
 
 # One table for every gRPC status: HTTP status and OpenAI error type. 499 is the customary "client closed request".
@@ -113,7 +115,10 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GatewayError:
     details = error.details() or status.name.lower()
     if status is Status.UNAVAILABLE:
         details = f"no policy replica could take the request ({details}); try again shortly"
-    return GatewayError(status, details, retry_after_s=_retry_delay(error))
+    param = details.split(" ", 1)[0] if status is Status.INVALID_ARGUMENT else ""
+    if param not in types_pb2.SamplingParams.DESCRIPTOR.fields_by_name:  # such a refusal begins with the field's name
+        return GatewayError(status, details, retry_after_s=_retry_delay(error))
+    return invalid(details, param)
 
 
 def _retry_delay(error: grpc.aio.AioRpcError) -> float | None:

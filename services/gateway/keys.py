@@ -63,11 +63,14 @@ class _Bucket:
     level: float
     updated: float
 
-    def take(self, now: float, count: int) -> float:
-        """Takes `count`, at most what the bucket can hold; returns 0, or the seconds until they are there."""
+    def take(self, now: float, count: int, given_back: int = 0) -> float:
+        """Takes `count`, at most what the bucket can hold; returns 0, or the seconds until they are there.
+
+        `given_back` were taken before and are there again first, whether the `count` are granted or not.
+        """
         count = min(count, int(self.capacity))
         rate = self.capacity / 60
-        self.level = min(self.capacity, self.level + (now - self.updated) * rate)
+        self.level = min(self.capacity, self.level + given_back + (now - self.updated) * rate)
         self.updated = now
         if self.level >= count:
             self.level -= count
@@ -130,17 +133,24 @@ class KeyRing:
                 f"the key of {caller.principal!r} lacks the role '{role}'; ask the operator for a key that has it",
                 "missing_role",
             )
-        self.charge(caller, role, 1)
+        self._charge(caller, role, 1)
 
-    def charge(self, caller: Caller, role: Role, count: int) -> None:
-        """Counts `count` requests against the quota. Raises GatewayError: 429 over it."""
+    def charge_choices(self, caller: Caller, choices: int) -> None:
+        """Counts n choices as n requests; `require` has counted one. Raises GatewayError: 429, and none has counted.
+
+        The wait is for all of them: whoever tries again is counted from the first.
+        """
+        if choices > 1:
+            self._charge(caller, Role.GENERATE, choices, given_back=1)
+
+    def _charge(self, caller: Caller, role: Role, count: int, given_back: int = 0) -> None:
         limit = {Role.GENERATE: caller.requests_per_minute, Role.FEEDBACK: caller.feedback_per_minute}.get(role, 0)
-        if limit <= 0 or count <= 0:
+        if limit <= 0:
             return
         now = self.clock()
         with self._lock:
             bucket = self._buckets.setdefault((caller.principal, role), _Bucket(limit, limit, now))
-            wait = bucket.take(now, count)
+            wait = bucket.take(now, count, given_back)
         if wait:
             what = "requests" if role is Role.GENERATE else "feedback events"
             raise GatewayError(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from services.gateway.body import GatewayErrorValue
-from services.gateway.errors import unsupported
+from services.gateway.errors import invalid, unsupported
 from services.gateway.parts import Content, Parts, Strict
 
 MODEL_NAME = "anyloop"
@@ -159,7 +159,7 @@ class ChatRequest(Sampling):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+            raise GatewayErrorValue(invalid("top_logprobs needs logprobs=true", "top_logprobs"))
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; send max_completion_tokens alone")
         return self

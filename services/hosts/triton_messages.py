@@ -42,13 +42,19 @@ def request_id_of(result: InferResult) -> str:
 
 
 def host_error(error: Exception, model: str, timeout: float | None) -> HostError:
-    """An exception of Triton's client or of gRPC below it."""
+    """An exception of Triton's client or of gRPC below it.
+
+    Whoever cancels a call here does not read on, so CANCELLED comes from the other side or from between, and so does
+    DEADLINE_EXCEEDED where there is no deadline: what a client may try again.
+    """
     if isinstance(error, InferenceServerException):
         return _from_client(error, model, timeout)
     code = error.code() if isinstance(error, grpc.RpcError) and hasattr(error, "code") else None
     details = error.details() if hasattr(error, "details") else str(error)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout is not None:
         return HostError("DEADLINE_EXCEEDED", f"{model} did not answer within {timeout} s")
+    if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return HostError("UNAVAILABLE", f"the call to Triton was ended on its way: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         return HostError("UNAVAILABLE", f"Triton cannot be reached: {details}")
     return HostError(code.name if code is not None else "INTERNAL", f"Triton: {details}")
@@ -57,9 +63,11 @@ def host_error(error: Exception, model: str, timeout: float | None) -> HostError
 def _from_client(error: InferenceServerException, model: str, timeout: float | None) -> HostError:
     status, message = str(error.status() or ""), str(error.message() or error)
     code = status.removeprefix("StatusCode.")
-    if code == "DEADLINE_EXCEEDED":
+    if code == "DEADLINE_EXCEEDED" and timeout is not None:
         return HostError(code, f"{model} did not answer within {timeout} s")
-    if code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND"):
+    if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return HostError("UNAVAILABLE", f"the call to Triton was ended on its way: {message}")
+    if code in ("UNAVAILABLE", "NOT_FOUND"):
         return HostError(code, f"Triton: {message}")
     if any(words in message for words in ("is not found", "unknown model", "is not ready", "is stopping")):
         return HostError("UNAVAILABLE", f"Triton does not serve {model} now: {message}")

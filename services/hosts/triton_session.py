@@ -19,7 +19,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from services.hosts.interface import HostError
-from services.hosts.triton_messages import host_error, message_to, payload_of, request_id_of
+from services.hosts.triton_messages import host_error, is_final, message_to, payload_of, request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +89,17 @@ class TritonSession:
         error = HostError("UNAVAILABLE", f"Triton ended the session with {self._model}: try again")
         try:
             async for result, refusal in self._responses:
-                if refusal is not None:  # Triton does not say which request it refused
+                if refusal is not None:  # Triton names the request that it refused; its client drops the name
                     raise refusal
                 number, payload = int(request_id_of(result)), payload_of(result) or {}
                 if number != _ATTACHED:
                     self._acknowledged(number, payload)
                 elif "error" in payload:
-                    raise HostError.from_payload(payload["error"])
+                    raise _lost(HostError.from_payload(payload["error"]))
                 else:
                     self._distribute(payload)
+                    if is_final(result):
+                        break
         except (InferenceServerException, grpc.RpcError) as failure:
             error = host_error(failure, self._model, None)
         except HostError as failure:
@@ -155,3 +157,8 @@ class TritonSession:
         streams, self._streams = self._streams, {}
         for answers in streams.values():
             answers.put_nowait(error)
+
+
+def _lost(error: HostError) -> HostError:
+    """The model's last word on a session as its streams should hear it: they have not cancelled it."""
+    return HostError("UNAVAILABLE", error.message) if error.code == "CANCELLED" else error

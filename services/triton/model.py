@@ -56,7 +56,7 @@ class TritonPythonModel:
                 log.exception("a request could not be started")
                 answer.send(HostError("INTERNAL", repr(error)).to_payload(), True)
             else:
-                if not answer.ended:
+                if not answer.ended or answer.broken:
                     self._open[answer] = cancel
                     self._wake.set()
 
@@ -90,7 +90,7 @@ class TritonPythonModel:
                     gone = True
                 if gone or answer.ended:
                     del self._open[answer]
-                if gone:
+                if gone or answer.broken:  # what the program does for it reaches nobody
                     cancel()
             self._stopping.wait(CANCEL_POLL_SECONDS)
 
@@ -102,6 +102,7 @@ class _Answer:
         self._sender = sender
         self._lock = threading.Lock()
         self.ended = False
+        self.broken = False  # ended by an answer that could not be sent: the program believes that it goes on
 
     def send(self, payload: dict[str, Any], final: bool) -> None:
         with self._lock:
@@ -109,13 +110,22 @@ class _Answer:
                 return
             self.ended = final
             try:
-                tensor = pb_utils.Tensor(TENSOR, np.frombuffer(pack(payload), dtype=np.uint8))
-                self._sender.send(pb_utils.InferenceResponse([tensor]), flags=_FINAL if final else 0)
-            except Exception:
-                # A request without its final flag would pin this instance for ever.
-                self.ended = True
-                self._sender.send(flags=_FINAL)
+                self._respond(payload, final)
+            except Exception as error:
+                self.broken = self.ended = True
+                self._give_up(HostError("UNAVAILABLE", f"an answer could not be sent: {error!r}"))
                 raise
+
+    def _respond(self, payload: dict[str, Any], final: bool) -> None:
+        tensor = pb_utils.Tensor(TENSOR, np.frombuffer(pack(payload), dtype=np.uint8))
+        self._sender.send(pb_utils.InferenceResponse([tensor]), flags=_FINAL if final else 0)
+
+    def _give_up(self, error: HostError) -> None:
+        """A request without its final flag would pin this instance for ever; Triton keeps a bare one from clients."""
+        try:
+            self._respond(error.to_payload(), True)
+        except Exception:
+            self._sender.send(flags=_FINAL)
 
     def cancelled(self) -> bool:
         with self._lock:

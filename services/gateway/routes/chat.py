@@ -23,7 +23,7 @@ async def chat_completions(request: Request) -> Response:
     plane, caller, links = plane_of(request), caller_of(request), links_of(request)
     plane.admit(caller, Role.GENERATE)
     chat = await read_json(request, ChatRequest, plane.settings.request_timeout_s)
-    plane.keys.charge(caller, Role.GENERATE, (chat.n or 1) - 1)
+    plane.keys.charge_choices(caller, chat.n or 1)
     version = plane.pinned_version(chat.model)
     asked = await in_proportion(request, chat_to_proto, chat, links)
     asked.policy_version = version

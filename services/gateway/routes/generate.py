@@ -28,7 +28,7 @@ async def images(request: Request) -> Response:
     plane = plane_of(request)
     plane.admit(caller_of(request), Role.GENERATE)
     body = await read_json(request, ImageRequest, plane.settings.request_timeout_s)
-    plane.keys.charge(caller_of(request), Role.GENERATE, (body.n or 1) - 1)
+    plane.keys.charge_choices(caller_of(request), body.n or 1)
     answers = await _answers(request, body, body.prompt, types_pb2.MODALITY_IMAGE)
     data = [await _image(answer, body, plane.media, links_of(request)) for answer in answers]
     totals = usage(answers)

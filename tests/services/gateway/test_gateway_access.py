@@ -68,8 +68,34 @@ async def test_n_choices_count_as_n_requests(start: Any, tmp_path: Path) -> None
     for n in (3, 3, 2):
         reply = await world.http.post("/v1/chat/completions", json={**SAYS, "n": n}, headers=bearer("app"))
         statuses.append(reply.status_code)
-    assert statuses == [200, 429, 429]  # the refused one counted as one request: one of five is left
-    assert len(world.policy.requests) == 3
+    assert statuses == [200, 429, 200]  # the refused one has counted for nothing: two of five were left
+    assert len(world.policy.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "before", "n", "wait"),
+    [(60, 59, 3, 2), (60, 58, 3, 1), (2, 1, 3, 30), (2, 0, 3, 0)],  # 3 at 2 a minute: no more than the bucket holds
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/images/generations"])
+async def test_whoever_waits_as_long_as_told_is_answered(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, limit: int, before: int, n: int, wait: int
+) -> None:
+    now = [0.0]
+    path = keys_file(tmp_path, app=f'roles = ["generate"]\nrequests_per_minute = {limit}')
+    ring = KeyRing.load(path, clock=lambda: now[0])
+    monkeypatch.setattr(KeyRing, "load", lambda path: ring)
+    world = await start(keys_file=path)
+    for _ in range(before):
+        ring.require(ring.authenticate("Bearer key-app"), Role.GENERATE)
+    body = {**SAYS, "n": n} if "chat" in route else {"prompt": "red", "n": n}
+    reply = await world.http.post(route, json=body, headers=bearer("app"))
+    if wait:
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, str(wait))
+        now[0] += wait
+        reply = await world.http.post(route, json=body, headers=bearer("app"))
+    assert reply.status_code == 200, reply.text
+    with pytest.raises(GatewayError):  # all of them have counted
+        ring.require(ring.authenticate("Bearer key-app"), Role.GENERATE)
 
 
 async def test_feedback_is_read_back_only_by_its_author_or_an_operator(start: Any, tmp_path: Path) -> None:

@@ -73,7 +73,11 @@ BAD = {
         "top_logprobs",
         "less than or equal to 20",
     ),
-    "alternatives alone": ({"messages": MESSAGES, "top_logprobs": 3}, None, "top_logprobs needs logprobs=true"),
+    "alternatives alone": (
+        {"messages": MESSAGES, "top_logprobs": 3},
+        "top_logprobs",
+        "top_logprobs needs logprobs=true",
+    ),
     "mp3 output": ({"messages": MESSAGES, "audio": {"format": "mp3", "voice": "a"}}, "audio.format", "'wav'"),
     "foreign url": ({"messages": image("https://example.com/cat.png")}, None, "upload it with POST /v1/media"),
     "file url": ({"messages": image("file:///etc/passwd")}, None, "fetches nothing"),
@@ -108,6 +112,25 @@ async def test_a_bad_chat_request_is_a_400_that_names_the_field(world: Any) -> N
         assert error["type"] == "invalid_request_error", case
         assert sentence in error["message"], (case, error["message"])
         assert param is None or error["param"] == param, (case, error["param"])
+    assert world.policy.requests == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        *((name, name) for name in ("temperature", "presence_penalty", "frequency_penalty", "repetition_penalty")),
+        *((name, name) for name in ("top_p", "min_p")),
+        ("logit_bias", "logit_bias.5"),
+    ],
+)
+async def test_a_number_that_is_none_is_refused_by_its_path(world: Any, field: str, path: str, number: str) -> None:
+    value = f'{{"5": {number}}}' if field == "logit_bias" else number
+    body = f'{{"messages": {json.dumps(MESSAGES)}, "{field}": {value}}}'
+    reply = await world.http.post(
+        "/v1/chat/completions", content=body.encode(), headers={"content-type": "application/json"}
+    )
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, path), reply.text
     assert world.policy.requests == []
 
 

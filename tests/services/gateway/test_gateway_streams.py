@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from protos.anyloop.v1 import policy_pb2, types_pb2
+from services.gateway.dataplane import DataPlane
+from services.gateway.keys import KeyRing
 from tests.models.random_omni import build_random_omni
 
 
@@ -93,3 +97,32 @@ async def test_store_false_and_metadata_reach_the_policy(world: Any) -> None:
     assert dict(request.metadata) == {"page": "7"}
     assert (request.sampling.max_tokens, request.sampling.top_p, request.sampling.seed) == (9, 0.5, 2**64 - 1)
     assert not request.sampling.HasField("temperature")
+
+
+async def test_who_is_cancelled_twice_leaves_no_answer_behind(world: Any, tmp_path: Path) -> None:
+    settings = world.settings.model_copy(update={"home": tmp_path / "other"})
+    plane = DataPlane(settings, world.log, world.store, KeyRing(local=True))
+    noting, noted = threading.Event(), threading.Event()
+
+    def note(rows: Any, positions: Any = None) -> None:
+        noting.set()
+        noted.wait(10.0)
+
+    plane.ledger.add_responses = note  # type: ignore[method-assign]
+    says = types_pb2.Message(role=types_pb2.ROLE_USER, parts=[types_pb2.ContentPart(text="forever")])
+    request = policy_pb2.GenerateRequest(response_id="r", conversation_id="r", messages=[says])
+
+    async def read() -> None:
+        async for _ in plane.stream(request):
+            pass
+
+    reading = asyncio.create_task(read())
+    assert await asyncio.to_thread(noting.wait, 5.0)
+    reading.cancel()
+    await asyncio.wait_for(world.policy.cancelled.wait(), 5)
+    assert plane.running == 1  # it waits for the ledger
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert plane.running == 0
+    noted.set()
+    await plane.close()

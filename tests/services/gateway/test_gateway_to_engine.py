@@ -96,6 +96,16 @@ async def test_a_socket_that_closes_in_the_queue_is_not_answered(stack: Stack) -
     await stack.policy.until(lambda status: not status.requests_running)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bias_beyond_the_vocabulary_is_refused_by_the_fields_name(stack: Stack, stream: bool) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"1000000": 1}, "stream": stream}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{stack.port}", trust_env=False) as http:
+        reply = await http.post("/v1/chat/completions", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "logit_bias")
+    assert "1000000" in error["message"]
+
+
 def test_chunks_do_not_wait_for_acknowledgements() -> None:
     with (
         _listen("127.0.0.1", 0) as listener,

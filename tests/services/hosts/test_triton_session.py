@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from tritonclient.utils import InferenceServerException
 
 from services.hosts import triton_session
 from services.hosts.interface import HostError
 from services.hosts.payload import TENSOR, pack, unpack
+from services.hosts.triton_host import TritonHost
 from services.hosts.triton_session import TritonSession
 
 
 class Result:
     """As tritonclient's InferResult."""
 
-    def __init__(self, request_id: str, payload: dict[str, Any]) -> None:
+    def __init__(self, request_id: str, payload: dict[str, Any] | None, final: bool) -> None:
         self.id = request_id
-        self._data = np.frombuffer(pack(payload), np.uint8)
+        self.parameters = {"triton_final_response": SimpleNamespace(bool_param=final)}
+        self._data = None if payload is None else np.frombuffer(pack(payload), np.uint8)
 
     def get_response(self) -> Result:
         return self
 
-    def as_numpy(self, name: str) -> np.ndarray:
+    def as_numpy(self, name: str) -> np.ndarray | None:
         assert name == TENSOR
         return self._data
 
@@ -48,8 +53,8 @@ class FakeTriton:
             assert message["model_name"] == "policy"
             self.asked.put_nowait(unpack(message["inputs"][0]._get_content()))
 
-    def say(self, payload: dict[str, Any], request_id: str = "0") -> None:
-        self._answers.put_nowait(Result(request_id, payload))
+    def say(self, payload: dict[str, Any] | None, request_id: str = "0", final: bool = False) -> None:
+        self._answers.put_nowait(Result(request_id, payload, final))
 
     def tokens(self, **by_stream: list[int]) -> None:
         """One message with tokens of streams named like `s1`."""
@@ -110,7 +115,7 @@ async def test_each_stream_gets_its_part_of_a_message(triton: FakeTriton, sessio
     asked = [await triton.asked.get() for _ in range(2)]
     assert [(one["op"], one["stream"]) for one in asked] == [("generate", 1), ("generate", 2)]
     assert asked[0]["session"] == asked[1]["session"]
-    triton.say({}, "1")
+    triton.say({}, "1", final=True)
     triton.tokens(s1=[10, 11], s2=[20])
     triton.tokens(s9=[90], s2=[21])  # a stream that was left says something still
     triton.say({"ends": [[1, {"finished": "stop"}], [2, {"finished": "length"}]]})
@@ -164,7 +169,12 @@ async def test_a_refused_request_ends_alone(triton: FakeTriton, session: TritonS
     "loss",
     [
         InferenceServerException("Socket closed", status="StatusCode.UNAVAILABLE"),
+        InferenceServerException("reset by a proxy", status="StatusCode.CANCELLED"),
+        InferenceServerException("too old for a proxy", status="StatusCode.DEADLINE_EXCEEDED"),
+        AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata(), details="reset by a proxy"),
+        AioRpcError(StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata(), details="too old for a proxy"),
         HostError("UNAVAILABLE", "the model is being unloaded"),
+        HostError("CANCELLED", "the session was cancelled"),
         StopAsyncIteration(),
     ],
 )
@@ -174,7 +184,7 @@ async def test_all_streams_of_a_lost_session_may_be_tried_again(
     streams = [collecting(session) for _ in range(3)]
     await asyncio.sleep(0)
     if isinstance(loss, HostError):
-        triton.say(loss.to_payload())  # the model's last word on the session
+        triton.say(loss.to_payload(), final=True)  # the model's last word on the session
     else:
         triton.fail(loss)
     for stream in streams:
@@ -184,12 +194,41 @@ async def test_all_streams_of_a_lost_session_may_be_tried_again(
     assert session.ended
 
 
+@pytest.mark.parametrize("payload", [None, {}])
+async def test_the_end_of_the_request_that_attached_ends_the_session(
+    triton: FakeTriton, payload: dict[str, Any] | None
+) -> None:
+    host = TritonHost("127.0.0.1:9", ["policy"])
+    host._client.stream_infer = triton.stream_infer
+
+    async def tokens() -> list[int]:
+        return [token async for answer in host.stream("policy", {"op": "generate"}) for token in answer["tokens"]]
+
+    streams = [asyncio.create_task(tokens()) for _ in range(2)]
+    first = [await triton.asked.get() for _ in range(3)]
+    triton.tokens(s1=[5])
+    triton.say(payload, final=True)
+    for stream in streams:
+        with pytest.raises(HostError) as lost:
+            await asyncio.wait_for(stream, 1.0)
+        assert (lost.value.code, lost.value.retriable) == ("UNAVAILABLE", True)
+    again = asyncio.create_task(tokens())
+    attach = await asyncio.wait_for(triton.asked.get(), 1.0)
+    assert attach["op"] == "attach"
+    assert attach["session"] != first[0]["session"]
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+    await host.close()
+
+
 async def test_an_idle_session_leaves_the_model(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_session, "IDLE_SECONDS", 0.05)
     session = TritonSession(triton, "policy")  # type: ignore[arg-type]
     for number in (1, 2):
         stream = collecting(session)
-        await asyncio.sleep(0.03)  # the second comes before the first one's idle time has passed
+        # The second comes within the first one's idle time, and stays for longer than that.
+        await asyncio.sleep(0.15)
+        assert not session.ended
         triton.say({"ends": [[number, {"finished": "stop"}]]})
         await stream
         assert not session.ended
