@@ -134,6 +134,7 @@ class Scorer:
         limit = int(asked.get("max_tokens") or 0) or _UNLIMITED
         if len(output) > limit:
             raise HostError("INVALID_ARGUMENT", f"{where} has {len(output)} output tokens, over its max_tokens {limit}")
+        limit = min(limit, self._max_tokens - len(prompt))  # as generate cuts it
         return _Asked(prompt, output, self._masks.answer(asked.get("modalities"), limit), limit)
 
     def _run(self) -> None:
