@@ -35,7 +35,12 @@ class Sessions:
             if name in self._open:
                 raise HostError("INVALID_ARGUMENT", f"session {name!r} is attached already: choose another name")
             self._open[name] = session
-        send({"attached": name}, False)
+        try:
+            send({"attached": name}, False)
+        except Exception:
+            with self._lock:
+                del self._open[name]
+            raise
 
         def detach() -> None:
             with self._lock:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from anyloop.config import Settings
+from services.hosts.interface import HostError
 from services.hosts.payload import pack, unpack
 from services.hosts.program import Cancel
 from services.policy.program import PolicyProgram
+from services.policy.sessions import Sessions
 from tests.models.random_omni import build_random_omni
 
 Answer = tuple[dict[str, Any], bool]
@@ -218,3 +220,16 @@ def test_closing_the_program_tells_every_stream_and_the_session(tmp_path: Path) 
     assert client.ends[1]["error"]["code"] == "UNAVAILABLE"
     message, final = client.messages.get(timeout=5.0)
     assert (message["error"]["code"], final) == ("UNAVAILABLE", True)
+
+
+def test_a_session_that_could_not_be_told_that_it_is_attached_is_not_there() -> None:
+    def broken(payload: dict[str, Any], final: bool) -> None:
+        raise RuntimeError("the pipe is broken")
+
+    sessions = Sessions(lambda requests: None)
+    with pytest.raises(RuntimeError):
+        sessions.attach({"session": "s"}, broken)
+    with pytest.raises(HostError, match="attach again"):
+        sessions.find({"session": "s", "stream": 0})
+    sessions.attach({"session": "s"}, lambda payload, final: None)
+    assert sessions.find({"session": "s", "stream": 0})[1] == 0
