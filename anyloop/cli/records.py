@@ -1,4 +1,4 @@
-"""Records of the log as a person or a machine reads them; shared by `replay` and `log tail`."""
+"""Records of the log as a person or a machine reads them; shared by `log read` and `log tail`."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -37,10 +37,10 @@ def test_list_counts_events_and_the_lag_of_a_group(home: Path, runner: CliRunner
     assert row["lag"] == {"learners": 2}
 
 
-def test_replay_gives_every_record_as_one_json_line(home: Path, runner: CliRunner) -> None:
+def test_read_gives_every_record_as_one_json_line(home: Path, runner: CliRunner) -> None:
     runner.invoke(app, ["topics", "apply"])
     _say(["too low", "too red", "zu klein – größer!"])
-    result = runner.invoke(app, ["replay", "feedback", "--json"])
+    result = runner.invoke(app, ["log", "read", "feedback", "--json"])
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["message"]["feedback"]["critique"] for record in records] == [
         "too low",
@@ -50,17 +50,17 @@ def test_replay_gives_every_record_as_one_json_line(home: Path, runner: CliRunne
     assert records[0]["event"]["type"] == "anyloop.v1.FeedbackEvent"
 
 
-def test_replay_can_begin_in_the_past_or_be_limited(home: Path, runner: CliRunner) -> None:
+def test_read_can_begin_in_the_past_or_be_limited(home: Path, runner: CliRunner) -> None:
     runner.invoke(app, ["topics", "apply"])
     _say(["a", "b", "c"])
-    assert len(runner.invoke(app, ["replay", "feedback", "--limit", "2"]).stdout.splitlines()) == 2
-    assert len(runner.invoke(app, ["replay", "feedback", "--since", "1h"]).stdout.splitlines()) == 3
-    assert runner.invoke(app, ["replay", "feedback", "--since", "2999-01-01"]).stdout == ""
+    assert len(runner.invoke(app, ["log", "read", "feedback", "--limit", "2"]).stdout.splitlines()) == 2
+    assert len(runner.invoke(app, ["log", "read", "feedback", "--since", "1h"]).stdout.splitlines()) == 3
+    assert runner.invoke(app, ["log", "read", "feedback", "--since", "2999-01-01"]).stdout == ""
 
 
 def test_an_unknown_topic_is_not_found(home: Path, runner: CliRunner) -> None:
     runner.invoke(app, ["topics", "apply"])
-    assert runner.invoke(app, ["replay", "rumours"]).exit_code == ExitCode.NOT_FOUND
+    assert runner.invoke(app, ["log", "read", "rumours"]).exit_code == ExitCode.NOT_FOUND
     assert runner.invoke(app, ["log", "tail", "rumours", "--no-follow"]).exit_code == ExitCode.NOT_FOUND
 
 

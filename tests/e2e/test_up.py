@@ -92,7 +92,7 @@ def test_up_on_triton_answers_takes_feedback_and_stops_without_a_trace(tmp_path:
 
         said = _anyloop(home, model, "feedback", answer["id"], "--critique", "make it red", "--bad", "--json")
         assert said.returncode == ExitCode.OK, said.stderr
-        records = _anyloop(home, model, "replay", "feedback", "--json").stdout.splitlines()
+        records = _anyloop(home, model, "log", "read", "feedback", "--json").stdout.splitlines()
         assert json.loads(records[0])["message"]["feedback"]["critique"] == "make it red"
 
         second = _anyloop(home, model, "up", "--no-trainer", "--port-offset=4300")
