@@ -7,21 +7,25 @@ Hugging Face files (`config.json`, `*.safetensors`, tokenizer files) and `manife
 import contextlib
 import dataclasses
 import errno
-import hashlib
+import fcntl
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anyloop.registry.manifest import MANIFEST, CheckpointError, FileEntry, Manifest
+from anyloop.registry.files import describe_files, safetensors_digest, sha256, sync, sync_tree
+from anyloop.registry.manifest import MANIFEST, CheckpointError, Manifest
+from anyloop.registry.retired import Retired
+
+__all__ = ["Progress", "Registry", "safetensors_digest"]
+
+Progress = Callable[[str], None]  # told "written", "synced", "renamed" as a publication comes so far
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-_RETIRED = ".retired"  # empty files named after deleted versions: a version name is never used twice
 _TEMPORARY = ".tmp-"
 _STALE_TEMPORARY_SECONDS = 3600.0
 
@@ -31,7 +35,8 @@ class Registry:
 
     def __init__(self, root: Path) -> None:
         self._root = Path(root)
-        (self._root / _RETIRED).mkdir(parents=True, exist_ok=True)
+        self._retired = Retired(self._root)
+        self._learned: dict[str, tuple[str, frozenset[str]]] = {}  # version -> (lineage, feedback ids): never changes
 
     def publish(
         self,
@@ -43,11 +48,15 @@ class Registry:
         offsets: Mapping[str, Mapping[str, int]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         version: str | None = None,
+        check: Callable[[], None] = lambda: None,
+        progress: Progress = lambda step: None,
     ) -> Manifest:
         """Lets `write` fill a temporary folder, syncs it and renames it to its version.
 
-        `version` defaults to the next free `{lineage}-{number}`. Raises CheckpointError when the version is taken or
-        the folder does not hold a checkpoint; whatever `write` raises passes through. Either way nothing is left.
+        `version` defaults to the next free `{lineage}-{number}`. `check` is called last, while no other process can
+        publish; what it raises keeps the version from appearing. Raises CheckpointError when the version is taken or
+        the folder does not hold a checkpoint; whatever `write` and `check` raise passes through. Either way nothing is
+        left.
         """
         base = self.manifest(parent).base if parent and self._exists(parent) else parent
         temporary = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
@@ -60,14 +69,21 @@ class Registry:
                 lineage=_checked(lineage),
                 parent=parent,
                 created_unix_ms=time.time_ns() // 1_000_000,
-                files=_describe_files(temporary),
+                files=describe_files(temporary),
                 weights_digest=weights_digest,
                 offsets={topic: dict(parts) for topic, parts in (offsets or {}).items()},
                 metrics=dict(metrics or {}),
                 gate=None,
                 base=base,
             )
-            return self._place(temporary, manifest, version)
+            progress("written")
+            sync_tree(temporary)
+            progress("synced")
+            with self._publishing():
+                check()
+                placed = self._place(temporary, manifest, version)
+            progress("renamed")
+            return placed
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,7 +112,7 @@ class Registry:
                 return self.publish(lineage, copy, parent="", weights_digest=digest, version=version)
         manifest = self.verify(version)
         for name in names:
-            if name not in manifest.files or manifest.files[name]["sha256"] != _sha256(Path(directory) / name):
+            if name not in manifest.files or manifest.files[name]["sha256"] != sha256(Path(directory) / name):
                 raise CheckpointError(
                     f"{version} was imported from another model: {name} differs in {directory}. "
                     "Serve the model it was imported from, or start with an empty registry"
@@ -152,7 +168,7 @@ class Registry:
             size = path.stat().st_size
             if size != entry["bytes"]:
                 raise CheckpointError(f"{version}: {name} has {size} bytes, not {entry['bytes']}")
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 raise CheckpointError(f"{version}: {name} does not have the SHA-256 of the manifest")
         present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
         extra = sorted(present - manifest.files.keys() - {MANIFEST})
@@ -165,20 +181,48 @@ class Registry:
         manifest = dataclasses.replace(self.manifest(version), gate=dict(decision))
         # Outside the version's folder, so that a concurrent verify never sees a stray file.
         temporary = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        temporary.write_text(manifest.to_json(), encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(self.path(version) / MANIFEST)
-        _sync(self.path(version))
+        try:
+            temporary.write_text(manifest.to_json(), encoding="utf-8")
+            sync(temporary)
+            temporary.replace(self.path(version) / MANIFEST)
+        finally:
+            temporary.unlink(missing_ok=True)  # nothing is left where the disk was full
+        sync(self.path(version))
         return manifest
 
     def delete(self, version: str) -> None:
-        """The name stays used. Raises CheckpointError when there is no such version."""
+        """The name stays used, and the feedback it learned from stays known until `forget`.
+
+        Raises CheckpointError when there is no such version.
+        """
         folder = self.path(version)
-        (self._root / _RETIRED / version).touch()
+        manifest = None
+        with contextlib.suppress(CheckpointError):  # a damaged one may be deleted too
+            manifest = self.manifest(version)
+        self._retired.add(version, manifest)
         # One rename makes it invisible; the slow removal is then nobody's concern.
         hidden = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
         folder.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+    def used_feedback(self, lineage: str) -> dict[str, str]:
+        """Feedback id -> the version of `lineage` that learned from it, deleted versions included. Reads a version
+        once, so it may be asked often."""
+        for version in (entry.name for entry in self._root.iterdir() if entry.name not in self._learned):
+            with contextlib.suppress(CheckpointError):
+                if self._exists(version):
+                    manifest = self.manifest(version)
+                    used = frozenset(manifest.metrics.get("feedback_ids", ()))
+                    self._learned[version] = manifest.lineage, used
+        for version in self._retired.names():
+            if version not in self._learned:
+                self._learned[version] = self._retired.feedback(version)
+        return {name: version for version, (of, used) in self._learned.items() if of == lineage for name in used}
+
+    def forget(self, deleted_before: float) -> None:
+        """Forgets which feedback versions learned from that were deleted before then (Unix seconds)."""
+        for version in self._retired.forget(deleted_before):
+            self._learned[version] = "", frozenset()
 
     def prune(self, lineage: str, keep: int, protect: set[str]) -> list[str]:
         """Deletes all but the newest `keep` versions, the protected ones and the base; returns what it deleted.
@@ -211,7 +255,8 @@ class Registry:
                 raise _VersionTaken(f"version {name} exists already, or existed once")
             named = dataclasses.replace(manifest, version=name, base=manifest.base or name)
             (temporary / MANIFEST).write_text(named.to_json(), encoding="utf-8")
-            _sync_tree(temporary)
+            sync(temporary / MANIFEST)
+            sync(temporary)
             try:
                 temporary.rename(self._root / name)
             except OSError as error:
@@ -220,18 +265,28 @@ class Registry:
                 if version:
                     raise _VersionTaken(f"version {name} exists already") from error
                 continue  # another publisher took the number
-            _sync(self._root)
+            sync(self._root)
             return named
 
     def _exists(self, version: str) -> bool:
         return bool(_VERSION.fullmatch(version)) and (self._root / version / MANIFEST).is_file()
 
+    @contextlib.contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """One process at a time, on this machine or, where the file system offers it, on all that share the folder."""
+        descriptor = os.open(self._retired.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _taken(self, version: str) -> bool:
-        return (self._root / version).exists() or (self._root / _RETIRED / version).exists()
+        return (self._root / version).exists() or version in self._retired
 
     def _next_version(self, lineage: str) -> str:
         pattern = re.compile(re.escape(lineage) + r"-(\d{6,})")
-        names = [entry.name for folder in (self._root, self._root / _RETIRED) for entry in folder.iterdir()]
+        names = [entry.name for entry in self._root.iterdir()] + self._retired.names()
         numbers = [int(match.group(1)) for match in map(pattern.fullmatch, names) if match]
         return f"{lineage}-{max(numbers, default=0) + 1:06d}"  # 0 is the base's
 
@@ -240,63 +295,7 @@ class _VersionTaken(CheckpointError):
     pass
 
 
-def safetensors_digest(directory: Path) -> str:
-    """`weights_digest` over all tensors of the directory's safetensors files, as fp32. Raises CheckpointError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from anyloop.models.digest import weights_digest
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            loaded = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from error
-        tensors |= {name: tensor.float() for name, tensor in loaded.items()}
-    if not tensors:
-        raise CheckpointError(f"{directory} holds no safetensors file")
-    return weights_digest(tensors)
-
-
 def _checked(name: str) -> str:
     if not _VERSION.fullmatch(name):
         raise CheckpointError(f"{name[:128]!r} is not a name: letters, digits, dot, dash and underscore, up to 128")
     return name
-
-
-def _describe_files(folder: Path) -> dict[str, FileEntry]:
-    files: dict[str, FileEntry] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"{name} is not a regular file")
-        if path.suffix in _PICKLES:
-            raise CheckpointError(f"{name}: a checkpoint holds safetensors, never pickles")
-        if path.is_file():
-            files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-    if "config.json" not in files:
-        raise CheckpointError("the checkpoint has no config.json")
-    if not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError("the checkpoint has no safetensors file")
-    return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from anyloop.log import CHECKPOINTS, Event, EventLog, LogError
+from anyloop.log import CHECKPOINTS, Event, EventLog, LogError, Record
 from anyloop.log.sqlite_log import SqliteLog
-from anyloop.registry import CheckpointWatcher, announce, checkpoint_events, serving_version
+from anyloop.registry import Announcements, CheckpointWatcher, announce, checkpoint_events, serving_version
 from anyloop.registry.announce import CANDIDATE, PROMOTED, REJECTED
 from protos.anyloop.v1 import events_pb2
 
@@ -156,3 +157,47 @@ class TestWatcher:
         until(lambda: not watcher.alive)
         assert isinstance(watcher.failure, LogError)
         watcher.close()
+
+
+class TestAnnouncements:
+    def test_each_look_reads_only_what_was_added(self, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        reads: list[int] = []
+        real = log.read
+
+        def read(topic: str, **where: Any) -> Iterator[Record]:
+            reads.append(where["offset"])
+            return real(topic, **where)
+
+        monkeypatch.setattr(log, "read", read)
+        announcements = Announcements(log)
+        assert announcements.serving("policy") is None
+        announce(log, "policy", "policy-000000", PROMOTED)
+        announce(log, "critique", "critique-000000", PROMOTED)
+        for _ in range(3):
+            assert announcements.serving("policy") == "policy-000000"
+        announce(log, "policy", "policy-000001", CANDIDATE)
+        assert announcements.announced("policy", "policy-000001")
+        assert not announcements.announced("critique", "policy-000001")
+        assert reads == [0, 2]
+
+    def test_a_candidate_announced_again_stays_decided(self, log: EventLog) -> None:
+        announcements = Announcements(log)
+        for version, state in (("a", CANDIDATE), ("b", CANDIDATE), ("a", REJECTED), ("a", CANDIDATE), ("b", CANDIDATE)):
+            announce(log, "policy", version, state)
+        assert [event.version for event in announcements.undecided("policy")] == ["b"]
+        decided = announcements.decision("policy", "a")
+        assert decided is not None
+        assert decided.state == REJECTED
+        assert announcements.decision("policy", "b") is None
+
+    def test_a_topic_made_anew_is_read_from_its_start(self, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        announcements = Announcements(log)
+        announce(log, "policy", "old", PROMOTED)
+        announce(log, "policy", "older", PROMOTED)
+        assert announcements.promotions("policy") == ["old", "older"]
+        with SqliteLog(Path(str(log._path) + ".new")) as made_anew:  # type: ignore[attr-defined]
+            made_anew.ensure_topics()
+            announce(made_anew, "policy", "new", PROMOTED)
+            monkeypatch.setattr(log, "read", made_anew.read)
+            monkeypatch.setattr(log, "end_offsets", made_anew.end_offsets)
+            assert announcements.promotions("policy") == ["new"]
