@@ -8,10 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from anyloop import __version__
-from anyloop.cli import checkpoints, evaluate, feedback, generate, log, replay, status, topics, up
+from anyloop.cli import checkpoints, evaluate, feedback, generate, log, status, topics, up
 from anyloop.cli.demo import command as demo
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import errors
+from anyloop.cli.replay import command as replay
 
 
 class Program(TyperGroup):
