@@ -22,6 +22,12 @@ class Settings(BaseSettings):
     media_url: str = Field("", description="fsspec URL of the object store; empty is a folder under home")
     registry_dir: Path | None = Field(None, description="Checkpoint registry; empty is a folder under home")
 
+    # Topics of the log, as `anyloop topics apply` makes them
+    log_partitions: int = Field(4, ge=1, description="Of each topic but the checkpoints'; fixed once they exist")
+    log_replication: int | None = Field(None, ge=1, description="Copies of each event; empty: the cluster's default")
+    log_min_insync: int | None = Field(None, ge=1, description="Copies before an append is acknowledged; likewise")
+    log_retention_days: float | None = Field(None, gt=0, description="Older events may go; empty keeps them for ever")
+
     # Model host
     host: Literal["triton", "inprocess"] = Field("triton", description="Where the models run")
     triton_url: str = Field("127.0.0.1:8001", description="Triton gRPC address")

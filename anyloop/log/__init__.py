@@ -14,10 +14,12 @@ from anyloop.log.interface import (
     TOPICS,
     Consumer,
     EventLog,
+    TopicChange,
     TopicPartition,
     TopicSpec,
     dlq,
 )
+from anyloop.log.topics import topic_specs
 
 __all__ = [
     "CHECKPOINTS",
@@ -36,11 +38,13 @@ __all__ = [
     "Position",
     "Record",
     "SpoolFull",
+    "TopicChange",
     "TopicPartition",
     "TopicSpec",
     "UnknownTopic",
     "dlq",
     "open_log",
+    "topic_specs",
 ]
 
 

@@ -6,13 +6,23 @@ handed out again. Effects become exactly-once at the consumer, by event ids and 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self
 
 from anyloop.log.errors import CommitFailed, EventTooLarge, LogError, PoisonEvent, SpoolFull, UnknownTopic
 from anyloop.log.events import Event, Position, Record
+from anyloop.log.topics import (
+    CHECKPOINTS,
+    CRITIQUES,
+    FEEDBACK,
+    RESPONSES,
+    TOPICS,
+    TopicChange,
+    TopicSpec,
+    dlq,
+    refused,
+)
 
 __all__ = [
     "CHECKPOINTS",
@@ -31,16 +41,12 @@ __all__ = [
     "Record",
     "SpoolFull",
     "Start",
+    "TopicChange",
     "TopicPartition",
     "TopicSpec",
     "UnknownTopic",
     "dlq",
 ]
-
-RESPONSES = "anyloop.responses.v1"
-FEEDBACK = "anyloop.feedback.v1"
-CRITIQUES = "anyloop.critiques.v1"
-CHECKPOINTS = "anyloop.checkpoints.v1"
 
 # Kafka's default message.max.bytes is 1,048,588 with its headers; the embedded log refuses what Kafka would refuse.
 MAX_EVENT_BYTES = 1_000_000
@@ -49,34 +55,33 @@ TopicPartition = tuple[str, int]
 Start = Literal["earliest", "latest"]
 
 
-def dlq(topic: str) -> str:
-    """The dead-letter topic of a topic."""
-    return topic + ".dlq"
-
-
-@dataclass(frozen=True)
-class TopicSpec:
-    name: str
-    partitions: int = 4
-    compacted: bool = False  # the log may keep only the newest event of a key
-
-
-_MAIN_TOPICS = (
-    TopicSpec(RESPONSES),
-    TopicSpec(FEEDBACK),
-    TopicSpec(CRITIQUES),
-    TopicSpec(CHECKPOINTS, partitions=1, compacted=True),
-)
-TOPICS = _MAIN_TOPICS + tuple(TopicSpec(dlq(spec.name), spec.partitions) for spec in _MAIN_TOPICS)
-
-
 class EventLog(ABC):
     """Thread-safe. One instance per process is enough; any number of processes may share the log behind it."""
 
     @abstractmethod
+    def plan_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[TopicChange]:
+        """What has to change for these topics to be as specified, in the order of the specs; nothing is changed."""
+
+    def apply_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[TopicChange]:
+        """Creates the topics that are missing, sets what differs, and returns what was done. Idempotent.
+
+        LogError, before anything is changed, where one exists with another number of partitions: keys would move.
+        """
+        wanted = list(specs)
+        changes = self.plan_topics(wanted)
+        if error := refused(changes):
+            raise error
+        if changes:
+            self._change_topics(wanted, changes)
+        return changes
+
+    @abstractmethod
+    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:
+        """Carries out a plan that refuses nothing. A topic that another process created meanwhile is no error."""
+
     def ensure_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[str]:
-        """Creates the topics that are missing and returns their names. LogError where one exists with another
-        number of partitions: keys would move."""
+        """`apply_topics`; returns the names of those that were created."""
+        return [change.topic for change in self.apply_topics(specs) if change.action == "create"]
 
     @abstractmethod
     def append(self, topic: str, event: Event) -> Position:

@@ -15,10 +15,11 @@ from typing import Any
 
 from anyloop.log.errors import EventTooLarge, LogError, UnknownTopic
 from anyloop.log.events import Event, Position, Record
-from anyloop.log.interface import MAX_EVENT_BYTES, TOPICS, EventLog, Start, TopicSpec
+from anyloop.log.interface import MAX_EVENT_BYTES, EventLog, Start
 from anyloop.log.partition import partition_of
 from anyloop.log.sqlite_consumer import SqliteConsumer
 from anyloop.log.sqlite_database import RECORD_COLUMNS, Database, microseconds, record_of
+from anyloop.log.topics import TOPICS, TopicChange, TopicSpec, other_partitions
 
 _PAGE = 500  # records fetched by one query of a replay
 
@@ -52,28 +53,44 @@ class SqliteLog(EventLog):
         self._consumers: weakref.WeakSet[SqliteConsumer] = weakref.WeakSet()
         self._closed = False
 
-    def ensure_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[str]:
-        created = []
+    def plan_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[TopicChange]:
+        """LogError for a spec that asks for retention or for copies: this log keeps everything, once."""
+        existing = {
+            name: (count, bool(compacted))
+            for name, count, compacted in self._reader.rows("SELECT name, partitions, compacted FROM topics")
+        }
+        changes = []
+        for spec in specs:
+            _refuse_what_needs_a_cluster(spec)
+            if spec.name not in existing:
+                changes.append(TopicChange(spec.name, "create", _described(spec)))
+                continue
+            count, compacted = existing[spec.name]
+            if count != spec.partitions:
+                changes.append(other_partitions(spec, count))
+            elif compacted != spec.compacted:
+                value = str(int(spec.compacted))
+                changes.append(TopicChange(spec.name, "configure", f"compacted = {value}", {"compacted": value}))
+        return changes
+
+    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:
+        by_name = {spec.name: spec for spec in specs}
         with self._writer.transaction():
-            existing = dict(self._writer.rows("SELECT name, partitions FROM topics"))
-            for spec in specs:
-                if spec.partitions < 1:
-                    raise ValueError(f"topic {spec.name} needs at least one partition")
-                if spec.name not in existing:
-                    self._create(spec)
-                    created.append(spec.name)
-                elif existing[spec.name] != spec.partitions:
-                    raise LogError(
-                        f"topic {spec.name} has {existing[spec.name]} partitions, not {spec.partitions}: "
-                        "another number would move its keys"
+            for change in changes:
+                if change.action == "create":
+                    self._create(by_name[change.topic])
+                else:
+                    self._writer.execute(
+                        "UPDATE topics SET compacted = ? WHERE name = ?", (change.settings["compacted"], change.topic)
                     )
-        return created
 
     def _create(self, spec: TopicSpec) -> None:
-        self._writer.execute(
-            "INSERT INTO topics (name, partitions, compacted) VALUES (?, ?, ?)",
+        created = self._writer.execute(
+            "INSERT OR IGNORE INTO topics (name, partitions, compacted) VALUES (?, ?, ?)",
             (spec.name, spec.partitions, spec.compacted),
         )
+        if not created:
+            return  # another process was quicker
         topic_id = self._writer.rows("SELECT id FROM topics WHERE name = ?", (spec.name,))[0][0]
         for part in range(spec.partitions):
             self._writer.execute("INSERT INTO partitions VALUES (?, ?, 0, 0)", (topic_id, part))
@@ -233,3 +250,17 @@ class SqliteLog(EventLog):
                 raise UnknownTopic(name)
             topic = self._topics[name] = Topic(*rows[0])
         return topic
+
+
+def _described(spec: TopicSpec) -> str:
+    return f"{spec.partitions} partitions" + (", compacted" if spec.compacted else "")
+
+
+def _refuse_what_needs_a_cluster(spec: TopicSpec) -> None:
+    if spec.retention_hours is not None:
+        raise LogError("the embedded log keeps every event: unset ANYLOOP_LOG_RETENTION_DAYS, or use Kafka")
+    if max(spec.replication or 1, spec.min_insync or 1) > 1:
+        raise LogError(
+            "the embedded log is one file on one disk: unset ANYLOOP_LOG_REPLICATION and ANYLOOP_LOG_MIN_INSYNC, "
+            "or use Kafka"
+        )
