@@ -253,7 +253,7 @@ class SqliteLog(EventLog):
 
 
 def _described(spec: TopicSpec) -> str:
-    return f"{spec.partitions} partitions" + (", compacted" if spec.compacted else "")
+    return f"{spec.partitions} partition(s)" + (", compacted" if spec.compacted else "")
 
 
 def _refuse_what_needs_a_cluster(spec: TopicSpec) -> None:
