@@ -28,6 +28,23 @@ class Settings(BaseSettings):
     log_min_insync: int | None = Field(None, ge=1, description="Copies before an append is acknowledged; likewise")
     log_retention_days: float | None = Field(None, gt=0, description="Older events may go; empty keeps them for ever")
 
+    # Outbox: what was accepted and is not in the log yet, under home/spool
+    spool_fsync: Literal["always", "interval", "never"] = Field(
+        "always",
+        description="When an accepted answer's record is on the disk: at once; every spool_fsync_ms (a power failure "
+        "takes what came since); when the kernel likes. None loses anything when a process is killed",
+    )
+    feedback_fsync: Literal["always", "interval", "never"] = Field(
+        "always", description="As spool_fsync, for feedback: its 200 is a promise"
+    )
+    spool_fsync_ms: float = Field(100.0, gt=0, description="Between two syncs of the policy 'interval'")
+    spool_max_bytes: int = Field(
+        256 * 2**20, gt=0, description="Of each service's outbox; when it is full feedback is refused with 503"
+    )
+    unlogged_responses: Literal["serve", "refuse"] = Field(
+        "serve", description="Answers whose record the outbox cannot take: serve and count them, or refuse requests"
+    )
+
     # Model host
     host: Literal["triton", "inprocess"] = Field("triton", description="Where the models run")
     triton_url: str = Field("127.0.0.1:8001", description="Triton gRPC address")

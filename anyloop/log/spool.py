@@ -1,34 +1,40 @@
 """A durable local outbox: events are safe on this machine's disk at once and reach the log when it is there.
 
-`put` returns when the event is synced to a segment file. One thread drains the segments in order to the log and removes
-them. After a crash the next process drains what is left; events between the last saved cursor and the crash are sent
-again (at least once, same event id).
+`put` returns when the event is in a segment file; one thread drains the segments in order to the log and removes them.
+After a crash the next process drains what is left, and looks up in the log what may have been under way.
+
+What an accepted event survives is the `fsync` policy's choice:
+
+* `always`: a `put` waits until the disk has it (threads share a sync). Survives a killed process and a power failure.
+* `interval`: synced every `fsync_ms`. Survives a killed process; a power failure may take the last `fsync_ms`.
+* `never`: written back when the kernel likes (Linux: within half a minute). Survives a killed process only.
 """
 
-import contextlib
-import fcntl
-import json
 import logging
-import os
+import random
 import threading
 import time
 from collections.abc import Callable
-from itertools import groupby, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-from anyloop.log.errors import EventTooLarge, LogError, SpoolFull
+from anyloop.log.errors import EventTooLarge, LogError
 from anyloop.log.events import Event
 from anyloop.log.interface import MAX_EVENT_BYTES, EventLog
-from anyloop.log.spool_segments import SUFFIX, SegmentCorrupted, SegmentWriter, encode, frames, sync_directory
+from anyloop.log.spool_drain import Sender
+from anyloop.log.spool_folder import SpoolFolder
+from anyloop.log.spool_segments import encode
 from anyloop.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
-_SEGMENT_BYTES = 8 * 2**20
-_BATCH = 200
-_BACKOFF_SECONDS = (0.1, 10.0)  # first and longest wait after a failed append
+Fsync = Literal["always", "interval", "never"]
+
+_BACKOFF_SECONDS = (0.1, 5.0)  # first and longest wait after a failed append
+_SAY_SECONDS = 60.0  # between two log lines on the same trouble
+_CLOSE_SECONDS = 2.0  # how long `close` waits for an append under way before it closes the log under it
+_REFUSED_SECONDS = 1.0  # how long a disk that refused an event is expected to refuse the next
 
 
 class SpooledWriter:
@@ -38,90 +44,99 @@ class SpooledWriter:
     reason; none is dropped. When the draining thread itself dies, `failure` says why; `put` goes on until the bound.
     """
 
-    def __init__(self, log_factory: Callable[[], EventLog], directory: Path, max_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self,
+        log_factory: Callable[[], EventLog],
+        directory: Path,
+        max_bytes: int = 256 * 2**20,
+        *,
+        fsync: Fsync = "always",
+        fsync_ms: float = 100.0,
+    ) -> None:
         self._log_factory = log_factory
-        self._directory = Path(directory)
-        self._max_bytes = max_bytes
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock_file = self._acquire()
-        left = self._segments()
-        cursor_name, self._cursor = self._load_cursor()
-        if not left or left[0].name != cursor_name:
-            self._cursor = 0
-        self._pending = sum(path.stat().st_size for path in left) - self._cursor
-        # The cursor's own number counts although its segment is gone: a new segment of that name would be read from
-        # the old cursor, and what stands before it would be lost.
-        taken = [int(path.stem) for path in left] + [int(stem) for stem in [Path(cursor_name).stem] if stem.isdigit()]
-        self._next_number = max(taken, default=-1) + 1
-        self._state = threading.Condition()  # guards what follows
-        self._writer: SegmentWriter | None = None
-        self._closed = False
-        self._sync_lock = threading.Lock()  # taken before _state, never inside it
-        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._log: EventLog | None = None
+        self._fsync, self._fsync_s = fsync, fsync_ms / 1000
+        self._folder = SpoolFolder(directory, max_bytes, durable=fsync == "always")
+        self._changed = self._folder.changed
+        left = self._folder.has_more()
+        self._sender = Sender(self._folder.state, self._folder.save_state, self._folder.path / "rejected", left)
+        self._refused_at = float("-inf")
+        self._drainer = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._syncer = threading.Thread(target=self._sync_now_and_then, name="spool-sync", daemon=True)
+        self._stop_syncing = threading.Event()
         self.failure: BaseException | None = None
+        self.log_trouble: str | None = None  # why the log takes nothing now
+        self.disk_trouble: str | None = None  # why the disk took nothing when last asked
 
     def start(self) -> Self:
         """Begins to drain, beginning with what an earlier process has left."""
-        self._thread.start()
+        metrics.LOG_SPOOL_OLDEST.set_function(self.oldest_seconds)
+        self._drainer.start()
+        if self._fsync == "interval":
+            self._syncer.start()
         return self
 
     def put(self, topic: str, event: Event) -> None:
-        """On this machine's disk when it returns. Thread-safe; blocks for one fsync.
+        """Accepted when it returns, as the fsync policy says. Thread-safe; blocks for the local disk only.
 
-        Raises SpoolFull, EventTooLarge, or LogError when the disk refuses.
+        Raises SpoolFull, EventTooLarge, or LogError when the disk refuses; then the event will not be sent.
         """
-        if len(event.data) + len(event.key.encode()) > MAX_EVENT_BYTES:
-            raise EventTooLarge(f"event {event.id} has {len(event.data)} bytes; the log takes up to {MAX_EVENT_BYTES}")
+        size = len(event.data) + len(event.key.encode())
+        if size > MAX_EVENT_BYTES:
+            raise EventTooLarge(f"event {event.id} has {size} bytes; the log takes up to {MAX_EVENT_BYTES}")
         frame = encode(topic, event)
         try:
-            self._rotate_when_full()
-            writer, end = self._write(frame)
-            self._sync(writer, end)
+            writer, end = self._folder.write(frame)
+            if self._fsync == "always":
+                self._folder.sync(writer, end)
         except OSError as error:
-            raise LogError(f"the outbox {self._directory} cannot be written: {error}", retriable=True) from error
-
-    def _write(self, frame: bytes) -> tuple[SegmentWriter, int]:
-        with self._state:
-            if self._closed or self._writer is None:
-                raise LogError("the spool is closed")
-            if self._pending + len(frame) > self._max_bytes:
-                raise SpoolFull(
-                    f"the outbox {self._directory} holds {self._pending} bytes that the log has not taken "
-                    f"(bound {self._max_bytes}): is the log reachable?"
-                )
-            self._writer.write(frame)
-            self._pending += len(frame)
-            metrics.LOG_SPOOL_BYTES.set(self._pending)
-            return self._writer, self._writer.size
+            self._refused_at = time.monotonic()
+            self.disk_trouble = f"the outbox {self._folder.path} cannot be written: {error}"
+            raise LogError(self.disk_trouble, retriable=True) from error
+        self.disk_trouble = None
 
     def flush(self, timeout: float) -> bool:
         """Waits until the log has everything put so far; False when it has not within `timeout` seconds."""
-        with self._state:
-            return self._state.wait_for(lambda: self._pending == 0 or self.failure is not None, timeout) and (
-                self._pending == 0
+        folder = self._folder
+        with self._changed:
+            return self._changed.wait_for(lambda: folder.pending == 0 or self.failure is not None, timeout) and (
+                folder.pending == 0
             )
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that the log has not acknowledged."""
-        return self._pending
+        return self._folder.pending
+
+    def oldest_seconds(self) -> float:
+        """Age of the oldest event that the log has not acknowledged; 0 when there is none."""
+        with self._changed:
+            return max(0.0, time.time() - self._folder.oldest) if self._folder.pending else 0.0
+
+    def refuses(self) -> str | None:
+        """Why an event would be refused now, as far as that can be known; None when it would be taken."""
+        if self._folder.pending + MAX_EVENT_BYTES // 100 > self._folder.max_bytes:
+            return f"the outbox holds {self._folder.pending} bytes that the log has not taken, the most allowed"
+        # Asked again after a moment: only another event shows that the disk has room again.
+        return self.disk_trouble if time.monotonic() - self._refused_at < _REFUSED_SECONDS else None
 
     def close(self) -> None:
         """Stops draining; what is left stays on disk for the next process. Idempotent."""
-        with self._state:
-            if self._closed:
+        with self._changed:
+            if self._folder.closed:
                 return
-            self._closed = True
-            self._state.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join()
-        with self._sync_lock:
-            if self._writer is not None:
-                with contextlib.suppress(OSError):
-                    self._writer.sync()  # for a put that is between its write and its sync
-                self._writer.close()
-                self._writer = None
-        os.close(self._lock_file)
+            self._folder.closed = True
+            self._changed.notify_all()
+        self._stop_syncing.set()
+        if self._syncer.ident is not None:
+            self._syncer.join()
+        if self._drainer.ident is not None:
+            self._drainer.join(_CLOSE_SECONDS)
+            if self._drainer.is_alive() and self._log is not None:
+                self._log.close()  # ends the append under way; the next process looks up what became of it
+            self._drainer.join()
+            metrics.LOG_SPOOL_OLDEST.set_function(lambda: 0.0)
+        self._folder.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -131,167 +146,59 @@ class SpooledWriter:
     ) -> None:
         self.close()
 
-    # --- writing
-
-    def _acquire(self) -> int:
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise LogError(f"the outbox {self._directory} is in use by another process; give each its own") from error
-        return descriptor
-
-    def _rotate_when_full(self) -> None:
-        if self._has_room(self._writer):
-            return  # without the locks, so that threads write beside a running sync and share the next one
-        with self._sync_lock, self._state:
-            old = self._writer
-            if self._closed or self._has_room(old):
-                return
-            if old is not None:
-                with contextlib.suppress(OSError):  # those whose frames are not on the disk learn it in _sync
-                    old.sync()
-                old.close()
-            self._writer = SegmentWriter(self._directory / f"{self._next_number:012d}{SUFFIX}")
-            self._next_number += 1
-
-    @staticmethod
-    def _has_room(writer: SegmentWriter | None) -> bool:
-        return writer is not None and writer.size < _SEGMENT_BYTES and not writer.broken
-
-    def _sync(self, writer: SegmentWriter, end: int) -> None:
-        """Whoever comes first syncs for all whose frames are written by then."""
-        with self._sync_lock:
-            if writer.synced < end:
-                if writer is not self._writer or writer.broken:
-                    raise LogError(f"the outbox {self._directory} could not be synced", retriable=True)
-                writer.sync()
-        with self._state:
-            self._state.notify_all()
-
-    # --- draining
-
     def _run(self) -> None:
-        log: EventLog | None = None
         wait, longest = _BACKOFF_SECONDS
+        said = float("-inf")
         try:
-            while not self._closed:
+            while not self._folder.closed:
                 try:
-                    if log is None:
-                        log = self._log_factory()
-                    if self._drain(log):
-                        wait = _BACKOFF_SECONDS[0]
+                    if self._drain():
                         continue
-                except LogError as error:
-                    logger.warning("the log takes no events, %d bytes wait in the outbox: %s", self._pending, error)
-                    with self._state:
-                        self._state.wait_for(lambda: self._closed, wait)
+                    wait = _BACKOFF_SECONDS[0]
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._folder.closed or self._folder.has_more())
+                except (LogError, OSError) as error:
+                    if self._folder.closed:
+                        return
+                    self.log_trouble = str(error)
+                    if time.monotonic() - said > _SAY_SECONDS:
+                        said = time.monotonic()
+                        level = logging.WARNING if not isinstance(error, LogError) or error.retriable else logging.ERROR
+                        logger.log(level, "%d bytes wait in the outbox: %s", self._folder.pending, error)
+                    with self._changed:  # not all at once, when many have waited for the same broker
+                        self._changed.wait_for(lambda: self._folder.closed, wait * random.uniform(0.5, 1.0))
                     wait = min(wait * 2, longest)
-                    continue
-                with self._state:
-                    self._state.wait_for(lambda: self._closed or self._has_synced(), 1.0)
         except BaseException as error:
             logger.exception("the outbox stopped draining")
-            with self._state:
+            with self._changed:
                 self.failure = error
-                self._state.notify_all()
+                self._changed.notify_all()
         finally:
-            if log is not None:
-                log.close()
+            if self._log is not None:
+                self._log.close()
 
-    def _has_synced(self) -> bool:
-        return self._writer is not None and self._writer.synced > self._cursor
-
-    def _drain(self, log: EventLog) -> bool:
-        """Sends one batch from the oldest segment. False when there is nothing to send."""
-        segments = self._segments()
-        if not segments:
-            return False
-        path = segments[0]
-        with self._state:
-            active = self._writer is not None and self._writer.path == path
-            end = self._writer.synced if self._writer is not None and active else None
-        try:
-            batch = list(islice(frames(path, self._cursor, end), _BATCH))
-        except SegmentCorrupted as error:
-            self._set_aside(path, error)
-            return True
+    def _drain(self) -> bool:
+        """Sends one batch. False when there is nothing to send."""
+        batch = self._folder.batch()
         if not batch:
-            if active:
-                return False
-            self._finish(path)
-            return True
-        for topic, group in groupby(batch, key=lambda frame: frame[1]):
-            self._send(log, topic, [event for _, _, event in group])
-        self._advance(path, batch[-1][0])
+            return False
+        if self._log is None:
+            self._log = self._log_factory()
+        by_topic: dict[str, list[Event]] = {}
+        for _, topic, event in batch:
+            by_topic.setdefault(topic, []).append(event)
+        for topic, events in by_topic.items():
+            self._sender.send(self._log, topic, events)
+        self._folder.advance(batch[-1][0])
+        if self.log_trouble is not None:
+            self.log_trouble = None
+            logger.info("the log takes events again, %d bytes wait in the outbox", self._folder.pending)
         return True
 
-    def _send(self, log: EventLog, topic: str, events: list[Event]) -> None:
-        try:
-            log.append_many(topic, events)
-        except EventTooLarge as error:
-            if len(events) > 1:
-                for event in events:  # one of them is the culprit
-                    self._send(log, topic, [event])
-            else:
-                self._reject(topic, events[0], error)
-
-    def _reject(self, topic: str, event: Event, error: LogError) -> None:
-        logger.error("the log refuses event %s for %s: %s", event.id, topic, error)
-        folder = self._directory / "rejected"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{time.time_ns()}{SUFFIX}"
-        writer = SegmentWriter(path)
-        try:
-            writer.write(encode(topic, event))
-            writer.sync()
-        finally:
-            writer.close()
-        path.with_suffix(".reason").write_text(f"{error}\n", encoding="utf-8")
-
-    def _advance(self, path: Path, cursor: int) -> None:
-        # Not synced: an older cursor after a power failure only repeats events.
-        temporary = self._directory / "cursor.tmp"
-        temporary.write_text(json.dumps([path.name, cursor]), encoding="utf-8")
-        temporary.replace(self._directory / "cursor")
-        with self._state:
-            self._pending -= cursor - self._cursor
-            self._cursor = cursor
-            metrics.LOG_SPOOL_BYTES.set(self._pending)
-            self._state.notify_all()
-
-    def _finish(self, path: Path) -> None:
-        """A segment that is sent; a frame cut short at its end was never acknowledged and goes with it."""
-        rest = path.stat().st_size - self._cursor
-        if rest:
-            logger.warning("%s ends in %d bytes of an event that was never accepted", path.name, rest)
-        path.unlink()
-        self._next_segment()
-
-    def _set_aside(self, path: Path, error: SegmentCorrupted) -> None:
-        logger.error("outbox segment set aside as %s.corrupted, for a person to look at: %s", path.name, error)
-        path.rename(path.with_name(f"{path.name}.corrupted"))
-        self._next_segment()
-
-    def _next_segment(self) -> None:
-        sync_directory(self._directory)
-        with self._state:
-            # Counted anew: what is gone may have held bytes that no put accounts for, of an event cut short.
-            writer = self._writer
-            self._pending = sum(
-                writer.size if writer is not None and writer.path == path else path.stat().st_size
-                for path in self._segments()
-            )
-            self._cursor = 0
-            metrics.LOG_SPOOL_BYTES.set(self._pending)
-            self._state.notify_all()
-
-    def _segments(self) -> list[Path]:
-        return sorted(self._directory.glob(f"[0-9]*{SUFFIX}"))
-
-    def _load_cursor(self) -> tuple[str, int]:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            name, cursor = json.loads((self._directory / "cursor").read_text(encoding="utf-8"))
-            return str(name), int(cursor)
-        return "", 0
+    def _sync_now_and_then(self) -> None:
+        while not self._stop_syncing.wait(self._fsync_s):
+            try:
+                self._folder.sync_written()
+            except OSError as error:
+                self.disk_trouble = f"the outbox {self._folder.path} cannot be synced: {error}"
+                logger.error("%s; a power failure would take what was accepted since the last sync", self.disk_trouble)

@@ -1,6 +1,5 @@
 """Files of the local outbox: frames of one event each, appended and synced, read back whatever cut them short."""
 
-import contextlib
 import json
 import os
 import struct
@@ -10,10 +9,12 @@ from pathlib import Path
 
 from anyloop.log.errors import LogError, PoisonEvent
 from anyloop.log.events import Event
+from anyloop.log.interface import MAX_EVENT_BYTES
 
 SUFFIX = ".segment"
 _FRAME = struct.Struct("<II")  # bytes that follow, their CRC-32
 _HEADER = struct.Struct("<I")  # bytes of the JSON header; the rest is the event's data
+_MAX_BODY = MAX_EVENT_BYTES + 2**20  # an event, and far more header than any has
 
 
 class SegmentCorrupted(LogError):
@@ -39,6 +40,8 @@ def frames(path: Path, offset: int, end: int | None = None) -> Iterator[tuple[in
             if len(head) < _FRAME.size:
                 return
             length, checksum = _FRAME.unpack(head)
+            if not _HEADER.size < length <= _MAX_BODY:  # zeros, where the power failed before the bytes were written
+                raise SegmentCorrupted(f"{path.name}: no frame begins at byte {offset}")
             body = file.read(length)
             if len(body) < length:
                 return
@@ -59,28 +62,35 @@ def _decode(path: Path, body: bytes) -> tuple[str, Event]:
 
 
 class SegmentWriter:
-    """Appends whole frames to a new file. `write` and `close` belong under one lock, `sync` may run beside `write`."""
+    """Appends whole frames to a new file. `write`, `cut` and `close` belong under one lock, `sync` may run beside
+    `write`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.synced = 0  # bytes known to be on the disk
-        self.broken = False  # after a failed write or sync nothing more may be appended: what stands there is unknown
+        self.broken = False  # what stands behind `size` is unknown: nothing more may be appended
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         sync_directory(path.parent)
 
     def write(self, frame: bytes) -> None:
-        """Raises OSError; the rest of a frame that was begun is then cut off, here or by the reader."""
+        """Raises OSError; what was written of the frame is then cut off again, so that the next one may follow."""
         try:
             written = 0
             while written < len(frame):
                 written += os.write(self._descriptor, memoryview(frame)[written:])
         except OSError:
-            self.broken = True
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.size)
+            self.cut(self.size)
             raise
         self.size += len(frame)
+
+    def cut(self, size: int) -> None:
+        """Takes back what stands behind `size`; where even that fails, the reader stops at the frame cut short."""
+        try:
+            os.ftruncate(self._descriptor, size)
+            self.size = size
+        except OSError:
+            self.broken = True
 
     def sync(self) -> None:
         size = self.size

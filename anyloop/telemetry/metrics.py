@@ -50,9 +50,28 @@ FEEDBACK_TO_SERVING = Histogram(
 TRAINER_STEP = Histogram("anyloop_trainer_step_seconds", "Time of a phase of a round", ["phase"], buckets=_PHASE)
 GATE_DECISIONS = Counter("anyloop_gate_decisions", "Candidates decided, by outcome (promoted, rejected)", ["outcome"])
 
+# Learner
+TRAINER_LEFT_OUT = Counter(
+    "anyloop_trainer_left_out", "Feedback, or parts of it, not learned from as it stands, by reason", ["reason"]
+)
+TRAINER_FEEDBACK = Gauge("anyloop_trainer_feedback", "Feedback that no round has claimed: ready, or waiting", ["state"])
+TRAINER_GAP = Counter("anyloop_trainer_gap_records", "Records gone from the log before they were read", ["topic"])
+TRAINER_FAILURES = Counter(
+    "anyloop_trainer_failures", "Failed attempts of learner and gate, by cause (log, service, disk, round)", ["cause"]
+)
+
 # Log
 LOG_LAG = Gauge("anyloop_log_lag", "Records not yet committed by a consumer group", ["group", "topic"])
 LOG_SPOOL_BYTES = Gauge("anyloop_log_spool_bytes", "Bytes in the local outbox that the log has not acknowledged")
+LOG_SPOOL_OLDEST = Gauge(
+    "anyloop_log_spool_oldest_seconds", "Age of the oldest event in the local outbox; 0 when the log has all"
+)
+LOG_SPOOL_FOUND = Counter(
+    "anyloop_log_spool_found", "Events that a readback found in the log, so that they were not sent a second time"
+)
+UNLOGGED_RESPONSES = Counter(
+    "anyloop_unlogged_responses", "Answers that were served although the outbox could not take their event"
+)
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
 
 _version_lock = threading.Lock()

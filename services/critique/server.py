@@ -76,6 +76,8 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         return await self._scores.answer(request, context)
 
     async def _answer(self, request: critique_pb2.CritiqueRequest, key: str, deadline: Deadline, send: Send) -> None:
+        if request.response_id:
+            self._recorder.admit()
         asked = await self._check(request, key, deadline)
         output = Output()
         critique = await self._generate(asked, output, deadline, send)

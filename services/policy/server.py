@@ -82,6 +82,8 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         return await self._scores.answer(request, context)
 
     async def _answer(self, request: policy_pb2.GenerateRequest, key: str, deadline: Deadline, send: Send) -> None:
+        if not request.unlogged:
+            self._recorder.admit()
         asked = await self._check(request, key, deadline)
         decode = None if request.tokens_only else partial(self._decode, deadline)
         answer = Answer(self._prompts.sequencer, decode, asked.sampling.stop)

@@ -1,21 +1,71 @@
-"""Events on their way to the log: durable on this machine before the answer that they record is finished."""
+"""Events on their way to the log: accepted by this machine before the answer that they record is finished."""
 
 import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
+import grpc
 from google.protobuf.message import Message
 
-from anyloop.log import Event
+from anyloop.log import Event, LogError
 from anyloop.log.spool import SpooledWriter
+from anyloop.telemetry.metrics import UNLOGGED_RESPONSES
+from services.rpc.errors import RpcError
+
+logger = logging.getLogger(__name__)
+
+Unlogged = Literal["serve", "refuse"]
+
+_THREADS = 4  # of its own: those that wait for a log that is away must not be in front of an answer's end
+_SAY_SECONDS = 60.0
+_RETRY_AFTER_MS = 5000
 
 
 class Recorder:
-    """The client waits for one local write, never for the log behind it."""
+    """The client waits for one local write, never for the log behind it.
 
-    def __init__(self, spool: SpooledWriter, source: str) -> None:
-        self._spool = spool
-        self._source = source
+    `unlogged` says what becomes of answers while the outbox takes nothing (the log was away for too long, the disk is
+    full): `serve` them without a record, counted, or `refuse` them.
+    """
+
+    def __init__(self, spool: SpooledWriter, source: str, unlogged: Unlogged = "serve") -> None:
+        self._spool, self._source, self._unlogged = spool, source, unlogged
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="record")
+        self._said, self._unsaid = float("-inf"), 0
+
+    def admit(self) -> None:
+        """Raises RpcError (UNAVAILABLE) where an answer could not be recorded and must be: better now than at its
+        end."""
+        if self._unlogged == "refuse" and (reason := self._spool.refuses()):
+            raise _refusal(reason)
 
     async def record(self, topic: str, message: Message, key: str, event_id: str) -> None:
-        """On disk when it returns. Raises SpoolFull. Written even when the caller is cancelled meanwhile."""
+        """In the outbox when it returns, or counted as not. Written even when the caller is cancelled meanwhile.
+
+        Raises RpcError (UNAVAILABLE) when the outbox takes nothing and answers without a record are refused.
+        """
         event = Event.wrap(message, key=key, source=self._source, id=event_id)
-        await asyncio.shield(asyncio.to_thread(self._spool.put, topic, event))
+        try:
+            await asyncio.shield(
+                asyncio.get_running_loop().run_in_executor(self._threads, self._spool.put, topic, event)
+            )
+        except LogError as error:
+            if self._unlogged == "refuse":
+                raise _refusal(str(error)) from error
+            UNLOGGED_RESPONSES.inc()
+            self._say(error)
+
+    def _say(self, error: LogError) -> None:
+        self._unsaid += 1
+        if time.monotonic() - self._said > _SAY_SECONDS:
+            logger.error("%d answers were served without a record: %s", self._unsaid, error)
+            self._said, self._unsaid = time.monotonic(), 0
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def _refusal(reason: str) -> RpcError:
+    return RpcError(grpc.StatusCode.UNAVAILABLE, f"answers cannot be recorded now: {reason}", _RETRY_AFTER_MS)

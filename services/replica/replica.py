@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from anyloop.telemetry.metrics import start_metrics_server
 from protos.anyloop.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from protos.anyloop.v1.decoder_pb2_grpc import DecoderServiceStub
 from services.hosts.interface import ModelHost
+from services.outbox import open_outbox
 from services.replica import control
 from services.replica.inflight import InFlight
 from services.replica.promotions import Promotions
@@ -34,7 +34,7 @@ from services.rpc.server import DRAIN_SECONDS, RpcServer
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 10.0
+FLUSH_SECONDS = 3.0  # for the last events to reach the log; what remains waits on the disk for the next start
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,16 @@ class Replica:
         async with AsyncExitStack() as stack:
             log = await asyncio.to_thread(open_log, settings.effective_log_url)
             stack.push_async_callback(asyncio.to_thread, log.close)
-            outbox = settings.home / "spool" / kind.lineage
-            spool = SpooledWriter(partial(open_log, settings.effective_log_url), outbox)
+            spool = await asyncio.to_thread(open_outbox, settings, kind.lineage, settings.spool_fsync)
             await asyncio.to_thread(spool.start)
             stack.push_async_callback(asyncio.to_thread, spool.close)
             stack.push_async_callback(asyncio.to_thread, spool.flush, FLUSH_SECONDS)
             stack.callback(start_metrics_server(settings.metrics_port, settings.bind))
             channel = grpc.aio.insecure_channel(settings.decoder_target)
             stack.push_async_callback(channel.close)
-            self._rpc.add(kind.service, kind.register, kind.build(self._parts(channel, spool)))
+            recorder = Recorder(spool, f"services/{kind.lineage}", settings.unlogged_responses)
+            stack.push_async_callback(asyncio.to_thread, recorder.close)
+            self._rpc.add(kind.service, kind.register, kind.build(self._parts(channel, recorder)))
             operator = control.ControlServer(self._weights, self.promotions, self._inflight, self._rpc.leave)
             self._control.add(control.SERVICE, add_ControlServiceServicer_to_server, operator)
             await self._rpc.start()
@@ -158,7 +159,7 @@ class Replica:
             self._inflight.open()
         await self._rpc.set_serving(serving)
 
-    def _parts(self, channel: grpc.aio.Channel, spool: SpooledWriter) -> Parts:
+    def _parts(self, channel: grpc.aio.Channel, recorder: Recorder) -> Parts:
         model_dir = Path(self._settings.model_dir)
         media = MediaCodes(DecoderServiceStub(channel))
         sequencer = Sequencer.from_pretrained(model_dir)
@@ -166,7 +167,7 @@ class Replica:
             host=self._host,
             prompts=PromptBuilder(sequencer, media, self._settings.engine_max_tokens),
             media=media,
-            recorder=Recorder(spool, f"services/{self._kind.lineage}"),
+            recorder=recorder,
             inflight=self._inflight,
             defaults=SamplingDefaults.from_pretrained(model_dir),
         )

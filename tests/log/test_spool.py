@@ -177,7 +177,7 @@ def test_an_event_too_large_for_the_log_is_refused_at_once(tmp_path: Path) -> No
 def test_segments_rotate_and_vanish_when_they_are_sent(
     open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyloop.log.spool._SEGMENT_BYTES", 2000)
+    monkeypatch.setattr("anyloop.log.spool_folder._SEGMENT_BYTES", 2000)
     with SpooledWriter(away, tmp_path / "spool") as spool:
         for number in range(20):
             spool.put(RESPONSES, event(number, 300))
@@ -194,7 +194,7 @@ def test_segments_rotate_and_vanish_when_they_are_sent(
 def test_threads_keep_their_own_order_across_rotations(
     open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyloop.log.spool._SEGMENT_BYTES", 3000)
+    monkeypatch.setattr("anyloop.log.spool_folder._SEGMENT_BYTES", 3000)
 
     def write(thread: int) -> None:
         for number in range(40):

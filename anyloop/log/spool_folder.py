@@ -1,0 +1,231 @@
+"""The folder of an outbox: segments that are written at one end and taken away at the other, within a bound."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from anyloop.log.errors import LogError, SpoolFull
+from anyloop.log.events import Event
+from anyloop.log.spool_segments import SUFFIX, SegmentCorrupted, SegmentWriter, frames, sync_directory
+from anyloop.log.spool_state import StateFile
+from anyloop.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+_SEGMENT_BYTES = 8 * 2**20
+_BATCH_EVENTS, _BATCH_BYTES = 500, 2 * 2**20
+
+Frame = tuple[int, str, Event]  # offset behind it, topic, event
+
+
+class SpoolFolder:
+    """Any thread may write and sync, one thread reads (`batch`, `advance`). `changed` is notified of all that happens.
+
+    With `durable`, only what is synced is read: what a caller was refused is then never sent.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, *, durable: bool) -> None:
+        self.path, self.max_bytes, self._durable = Path(path), max_bytes, durable
+        self.changed = threading.Condition()  # guards what follows
+        self.pending = 0  # bytes
+        self.oldest = time.time()  # Unix seconds of the oldest event, when there is one
+        self.closed = False
+        self._writer: SegmentWriter | None = None
+        self._sync_lock = threading.Lock()  # taken before `changed`, never inside it
+        self._unsaved = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock_file = self._acquire()
+        self._file = StateFile(self.path / "state")
+        self.state = self._file.load()
+        self._segments = deque(sorted(self.path.glob(f"[0-9]*{SUFFIX}")))
+        # The state's own number counts although its segment is gone: a new segment of that name would be read from
+        # the old cursor, and what stands before it would be lost.
+        named = Path(self.state.name).stem
+        taken = [int(path.stem) for path in self._segments] + ([int(named)] if named.isdigit() else [])
+        self._next_number = max(taken, default=-1) + 1
+        if not self._segments or self._segments[0].name != self.state.name:
+            self.state.cursor = 0
+        self._count()
+
+    # --- writing
+
+    def write(self, frame: bytes) -> tuple[SegmentWriter, int]:
+        """The segment that holds the frame, and where it ends there. Raises SpoolFull, LogError, OSError."""
+        self._rotate_when_full()
+        with self.changed:
+            if self.closed or self._writer is None:
+                raise LogError("the spool is closed")
+            if self.pending + len(frame) > self.max_bytes:
+                raise SpoolFull(
+                    f"the outbox {self.path} holds {self.pending} bytes that the log has not taken "
+                    f"(bound {self.max_bytes}): is the log reachable?"
+                )
+            self._writer.write(frame)
+            if self.pending == 0:
+                self.oldest = time.time()
+            self._add(len(frame))
+            if not self._durable:
+                self.changed.notify_all()
+            return self._writer, self._writer.size
+
+    def sync(self, writer: SegmentWriter, end: int) -> None:
+        """Whoever comes first syncs for all whose frames are written by then. Raises LogError, OSError."""
+        with self._sync_lock:
+            if writer.synced < end:
+                if writer is not self._writer or writer.broken:
+                    raise LogError(f"the outbox {self.path} could not be synced", retriable=True)
+                self._sync(writer)
+        with self.changed:
+            self.changed.notify_all()
+
+    def sync_written(self) -> None:
+        """Syncs what was written so far. Raises OSError."""
+        with self._sync_lock:
+            if self._writer is not None and self._writer.synced < self._writer.size and not self._writer.broken:
+                self._sync(self._writer)
+
+    def _sync(self, writer: SegmentWriter) -> None:
+        try:
+            writer.sync()
+        except OSError:
+            if self._durable:  # all that is not synced is refused to those who wait here, so nobody may send it
+                with self.changed:
+                    begun = writer.size
+                    writer.cut(writer.synced)
+                    self._add(writer.size - begun)
+            raise
+
+    def _rotate_when_full(self) -> None:
+        if self._has_room(self._writer):
+            return  # without the locks, so that threads write beside a running sync and share the next one
+        with self._sync_lock, self.changed:
+            old = self._writer
+            if self.closed or self._has_room(old):
+                return
+            writer = SegmentWriter(self.path / f"{self._next_number:012d}{SUFFIX}")
+            self._next_number += 1
+            if old is not None:
+                with contextlib.suppress(OSError):  # those whose frames are not on the disk learn it in `sync`
+                    old.sync()
+                old.close()
+            self._writer = writer
+            self._segments.append(writer.path)
+
+    @staticmethod
+    def _has_room(writer: SegmentWriter | None) -> bool:
+        return writer is not None and writer.size < _SEGMENT_BYTES and not writer.broken
+
+    def _add(self, size: int) -> None:
+        self.pending += size
+        metrics.LOG_SPOOL_BYTES.set(self.pending)
+
+    # --- reading
+
+    def has_more(self) -> bool:
+        """Under `changed`: there is something to read."""
+        if len(self._segments) != 1 or self._writer is None or self._segments[0] != self._writer.path:
+            return bool(self._segments)
+        return self._readable(self._writer) > self.state.cursor
+
+    def batch(self) -> list[Frame]:
+        """The oldest frames that the log does not have; segments that hold no more are taken away. Raises OSError."""
+        while self._segments:
+            path = self._segments[0]
+            with self.changed:
+                writer = self._writer if self._writer is not None and self._writer.path == path else None
+                end = None if writer is None else self._readable(writer)
+            batch: list[Frame] = []
+            begin = self.state.cursor
+            try:
+                for frame in frames(path, begin, end):
+                    batch.append(frame)
+                    if len(batch) == _BATCH_EVENTS or frame[0] - begin >= _BATCH_BYTES:
+                        break
+            except SegmentCorrupted as error:
+                if not batch:  # else what precedes it is sent first
+                    self._set_aside(path, error)
+                    continue
+            if batch:
+                self.oldest = batch[0][2].time.timestamp()
+            if batch or writer is not None:
+                return batch
+            self._finish(path)
+        return []
+
+    def advance(self, cursor: int) -> None:
+        """The log has what stands before `cursor` in the oldest segment."""
+        with self.changed:
+            self._add(self.state.cursor - cursor)
+            self.state.name, self.state.cursor = self._segments[0].name, cursor
+            self.changed.notify_all()
+        self.save_state()
+
+    def save_state(self) -> None:
+        """A disk that refuses is no reason to stop: draining is what makes room again."""
+        try:
+            self._file.save(self.state)
+            self._unsaved = False
+        except OSError as error:
+            if not self._unsaved:
+                logger.warning("how far the outbox %s is drained cannot be noted: %s", self.path, error)
+            self._unsaved = True
+
+    def _readable(self, writer: SegmentWriter) -> int:
+        return writer.synced if self._durable else writer.size
+
+    def _finish(self, path: Path) -> None:
+        """A segment that is sent; a frame cut short at its end was never acknowledged and goes with it."""
+        rest = path.stat().st_size - self.state.cursor
+        if rest:
+            logger.warning("%s ends in %d bytes of an event that was never accepted", path.name, rest)
+        path.unlink()
+        self._next_segment()
+
+    def _set_aside(self, path: Path, error: SegmentCorrupted) -> None:
+        logger.error("outbox segment set aside as %s.corrupted, for a person to look at: %s", path.name, error)
+        path.rename(path.with_name(f"{path.name}.corrupted"))
+        self._next_segment()
+
+    def _next_segment(self) -> None:
+        sync_directory(self.path)
+        with self.changed:
+            if self._writer is not None and self._writer.path == self._segments[0]:
+                self._writer.broken = True  # set aside while it was written
+            self._segments.popleft()
+            self.state.cursor = 0
+            self._count()
+            self.changed.notify_all()
+
+    def _count(self) -> None:
+        # Counted anew: what is gone may have held bytes that no put accounts for, of an event cut short.
+        writer = self._writer
+        sizes = (writer.size if writer and writer.path == path else path.stat().st_size for path in self._segments)
+        self.pending = sum(sizes) - self.state.cursor
+        metrics.LOG_SPOOL_BYTES.set(self.pending)
+
+    # --- the folder
+
+    def _acquire(self) -> int:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise LogError(f"the outbox {self.path} is in use by another process; give each its own") from error
+        return descriptor
+
+    def close(self) -> None:
+        """What is left stays on disk. The reader has ended before."""
+        with self._sync_lock, self.changed:
+            if self._writer is not None:
+                with contextlib.suppress(OSError):
+                    self._writer.sync()  # for those between their write and their sync
+                self._writer.close()
+                self._writer = None
+        self._file.close()
+        os.close(self._lock_file)
