@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from anyloop import __version__
 from anyloop.cli import checkpoints, evaluate, feedback, generate, log, status, topics, up
 from anyloop.cli.demo import command as demo
-from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.exits import CommandError, ExitCode, as_command_error
 from anyloop.cli.output import errors
 from anyloop.cli.replay import command as replay
 
@@ -21,12 +21,17 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CommandError as error:
-            errors.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(error.code) from error
         except KeyboardInterrupt:
             errors.print("interrupted")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            ended = error if isinstance(error, CommandError) else as_command_error(error)
+            if ended is None:
+                raise
+            errors.print(f"[bold red]error:[/] {_plain(str(ended))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(ended.code) from error
 
 
 app = typer.Typer(

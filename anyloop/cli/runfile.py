@@ -73,6 +73,14 @@ def setting(settings: Settings, name: str) -> str:
     return str(environment.get(f"ANYLOOP_{name.upper()}", getattr(settings, name)))
 
 
+def log_url(settings: Settings) -> str:
+    """The event log: the one set, else that of a running `anyloop up` (which may have brought a broker), else the
+    embedded one."""
+    described = addresses(settings)
+    published = described["environment"].get("ANYLOOP_LOG_URL", "") if described else ""
+    return settings.log_url or str(published) or settings.effective_log_url
+
+
 def _describe(topology: Topology) -> dict[str, Any]:
     return {
         "pid": os.getpid(),

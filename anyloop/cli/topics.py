@@ -1,15 +1,26 @@
-"""`anyloop topics`: the explicit admin step that creates topics, and their state."""
+"""`anyloop topics`: the explicit admin step that makes the topics what the settings say, and their state."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.table import Table
 
-from anyloop.cli.exits import CommandError
+from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import JsonFlag, console, print_json
 from anyloop.config import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Topics of the event log: list, create.")
+if TYPE_CHECKING:
+    from anyloop.log import EventLog, TopicChange
+
+_PLANNED = {"create": "would create", "configure": "would set on", "refuse": "cannot change"}
+_DONE = {"create": "created", "configure": "set on", "refuse": "cannot change"}
+app = typer.Typer(no_args_is_help=True, help="Topics of the event log: list, apply.")
 
 
 @app.command("list")
@@ -18,10 +29,11 @@ def list_topics(
     as_json: JsonFlag = False,
 ) -> None:
     """Every topic with its events, partition by partition, and the lag of consumer groups."""
+    from anyloop.cli.runfile import log_url
     from anyloop.log import TOPICS, UnknownTopic, open_log
 
     rows: list[dict[str, Any]] = []
-    with open_log(Settings().effective_log_url) as log:
+    with open_log(log_url(Settings())) as log:
         for spec in TOPICS:
             try:
                 ends = log.end_offsets(spec.name)
@@ -42,19 +54,71 @@ def list_topics(
 
 
 @app.command()
-def apply(as_json: JsonFlag = False) -> None:
-    """Create the topics that are missing. Safe to repeat."""
-    from anyloop.log import LogError, open_log
+def apply(
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="Of each topic but the checkpoints' (default: ANYLOOP_LOG_PARTITIONS, 4).")
+    ] = None,
+    replication: Annotated[
+        int | None, typer.Option(min=1, help="Copies of each event (ANYLOOP_LOG_REPLICATION, the cluster's default).")
+    ] = None,
+    min_insync: Annotated[
+        int | None, typer.Option(min=1, help="Copies before an append is acknowledged (ANYLOOP_LOG_MIN_INSYNC).")
+    ] = None,
+    retention_days: Annotated[
+        float | None, typer.Option(help="Older events may go (ANYLOOP_LOG_RETENTION_DAYS; default: kept for ever).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Create the topics that are missing and set what differs. Safe to repeat.
 
-    settings = Settings()
-    if not settings.log_url:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    with open_log(settings.effective_log_url) as log:
-        try:
-            created = log.ensure_topics()
-        except LogError as error:
-            raise CommandError(str(error)) from error
+    Exit code 0 when all is (or would be) as specified, 5 when something is refused, 3 when the log is away. Options
+    hold for this call; put them into the environment for `anyloop up` and for the next call.
+    """
+    from anyloop.log.topics import refused, topic_specs
+
+    given = {
+        "log_partitions": partitions,
+        "log_replication": replication,
+        "log_min_insync": min_insync,
+        "log_retention_days": retention_days,
+    }
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    try:
+        specs = topic_specs(settings)
+    except ValueError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    with _opened(settings, create=not dry_run) as log:
+        changes = log.plan_topics(specs)
+        refusal = refused(changes)
+        if not dry_run and refusal is None:
+            changes = log.apply_topics(specs)
     if as_json:
-        print_json({"created": created})
+        created = [change.topic for change in changes if change.action == "create"]
+        print_json({"dry_run": dry_run, "created": created, "changes": [asdict(change) for change in changes]})
     else:
-        console.print("\n".join(f"created {name}" for name in created) or "All topics exist.", highlight=False)
+        _print(changes, dry_run=dry_run or refusal is not None)
+    if refusal is not None:
+        raise CommandError(f"nothing {'would be' if dry_run else 'was'} changed: {refusal}", ExitCode.REFUSED)
+
+
+@contextmanager
+def _opened(settings: Settings, *, create: bool) -> Iterator["EventLog"]:
+    """The log. An embedded one that is not there yet is created, or stood in for by an empty one."""
+    from anyloop.cli.runfile import log_url
+    from anyloop.log import open_log
+
+    url = log_url(settings)
+    path = Path(unquote(urlsplit(url).path)) if url.startswith("sqlite:") else None
+    with ExitStack() as stack:
+        if path is not None and not create and not path.exists():
+            url = f"sqlite://{stack.enter_context(TemporaryDirectory())}/log.db"
+        yield stack.enter_context(open_log(url))
+
+
+def _print(changes: Sequence["TopicChange"], *, dry_run: bool) -> None:
+    if not changes:
+        console.print("All topics are as specified.")
+    words = _PLANNED if dry_run else _DONE
+    for change in changes:
+        console.print(f"{words[change.action]} {change.topic}: {change.detail}", highlight=False, soft_wrap=True)

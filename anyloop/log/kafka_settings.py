@@ -47,7 +47,12 @@ class KafkaAddress:
 
 
 class KafkaSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="ANYLOOP_KAFKA_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="ANYLOOP_KAFKA_",
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,  # there are passwords among them
+    )
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     ssl_cafile: Path | None = Field(None, description="Authority of the brokers' certificates; empty: the system's")

@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from anyloop import __version__
 from anyloop.cli.app import app
-from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.exits import CommandError, ExitCode, as_command_error
 from anyloop.cli.feedback import ratings
+from anyloop.log import LogError
+from anyloop.log.kafka_settings import KafkaSettings
 
 _COMMANDS = [
     ["up"],
@@ -95,3 +98,27 @@ def test_the_program_starts_without_importing_torch() -> None:
     program = "import sys, anyloop.cli.app; print('torch' in sys.modules, 'transformers' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["False", "False"]
+
+
+def test_a_wrong_setting_ends_a_command_with_its_name(
+    home: Path, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYLOOP_LOG_PARTITIONS", "none")
+    result = runner.invoke(app, ["topics", "list"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "ANYLOOP_LOG_PARTITIONS: Input should be a valid integer" in result.stderr
+
+
+def test_errors_of_the_log_and_of_settings_become_a_sentence_and_an_exit_code() -> None:
+    away, refused = LogError("the broker is away", retriable=True), LogError("wrong password")
+    for error, code in ((away, ExitCode.UNREACHABLE), (refused, ExitCode.REFUSED)):
+        ended = as_command_error(error)
+        assert ended is not None
+        assert (str(ended), ended.code) == (str(error), code)
+    with pytest.raises(ValidationError) as caught:
+        KafkaSettings(_env_file=None, sasl_username="ann")  # type: ignore[call-arg]
+    ended = as_command_error(caught.value)
+    assert ended is not None
+    assert ended.code == ExitCode.USAGE
+    assert str(ended).startswith("ANYLOOP_KAFKA_SASL_USERNAME is set but")
+    assert as_command_error(KeyError("a bug is no sentence")) is None

@@ -25,7 +25,39 @@ def test_apply_creates_the_topics_once(home: Path, runner: CliRunner) -> None:
     first = runner.invoke(app, ["topics", "apply", "--json"])
     assert sorted(json.loads(first.stdout)["created"]) == sorted(spec.name for spec in TOPICS)
     again = runner.invoke(app, ["topics", "apply", "--json"])
-    assert json.loads(again.stdout) == {"created": []}
+    assert json.loads(again.stdout) == {"dry_run": False, "created": [], "changes": []}
+    assert "All topics are as specified." in runner.invoke(app, ["topics", "apply"]).stdout
+
+
+def test_a_dry_run_says_what_would_change_and_leaves_no_trace(home: Path, runner: CliRunner) -> None:
+    result = runner.invoke(app, ["topics", "apply", "--partitions", "12", "--dry-run"])
+    assert result.exit_code == ExitCode.OK
+    assert "would create anyloop.feedback.v1: 12 partition(s)" in result.stdout
+    assert "would create anyloop.checkpoints.v1: 1 partition(s), compacted" in result.stdout
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_another_number_of_partitions_is_refused_with_the_way_out(
+    dry_run: list[str], home: Path, runner: CliRunner
+) -> None:
+    runner.invoke(app, ["topics", "apply"])
+    result = runner.invoke(app, ["topics", "apply", "--partitions", "12", *dry_run])
+    assert result.exit_code == ExitCode.REFUSED
+    assert "Keep ANYLOOP_LOG_PARTITIONS=4, or begin a new log" in result.stderr
+    assert runner.invoke(app, ["topics", "apply", "--dry-run"]).stdout.strip() == "All topics are as specified."
+
+
+def test_more_copies_in_sync_than_copies_is_a_usage_error(home: Path, runner: CliRunner) -> None:
+    result = runner.invoke(app, ["topics", "apply", "--replication", "2", "--min-insync", "3"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "ANYLOOP_LOG_MIN_INSYNC no higher than ANYLOOP_LOG_REPLICATION" in result.stderr
+
+
+def test_the_embedded_log_refuses_copies(home: Path, runner: CliRunner) -> None:
+    result = runner.invoke(app, ["topics", "apply", "--replication", "3"])
+    assert result.exit_code == ExitCode.REFUSED
+    assert "or use Kafka" in result.stderr
 
 
 def test_list_counts_events_and_the_lag_of_a_group(home: Path, runner: CliRunner) -> None:

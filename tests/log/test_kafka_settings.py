@@ -126,3 +126,9 @@ def test_the_password_of_a_client_key_is_checked_without_asking_anybody(key_pair
     for wrong in ({}, {"ssl_password": "guess"}):
         with pytest.raises(ValidationError, match="ANYLOOP_KAFKA_SSL_PASSWORD is not the key's"):
             _settings(security_protocol="SSL", ssl_certfile=certificate, ssl_keyfile=key, **wrong)
+
+
+def test_no_complaint_shows_a_password() -> None:
+    with pytest.raises(ValidationError) as caught:
+        _settings(sasl_username="ann", sasl_password="opensesame", timeout_s=0)
+    assert "opensesame" not in str(caught.value)
