@@ -1,4 +1,4 @@
-"""The event log: one interface, an embedded implementation on SQLite, and a durable local outbox in front of it."""
+"""The event log: one interface, on SQLite (embedded) or Apache Kafka, and a durable local outbox in front of it."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -49,9 +49,12 @@ __all__ = [
 
 
 def open_log(url: str) -> EventLog:
-    """Opens `sqlite:///absolute/path` (created where missing). Topics are not created: see `ensure_topics`.
+    """Opens `sqlite:///absolute/path` (created where missing) or `kafka://host:port[,host:port]/[PREFIX]`.
 
-    Raises ValueError for a URL of another kind.
+    Kafka's connection settings come from `ANYLOOP_KAFKA_*`; nothing connects before the first operation, and with the
+    brokers away operations raise a retriable LogError. Topics are not created: see `apply_topics`.
+
+    Raises ValueError for a URL of another kind, and for settings that contradict each other.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -61,7 +64,10 @@ def open_log(url: str) -> EventLog:
 
         return SqliteLog(Path(unquote(parts.path)))
     if parts.scheme == "kafka":
-        raise ValueError(
-            f"log URL {url!r}: this release has no Kafka log; set ANYLOOP_LOG_URL to sqlite:///absolute/path/log.db"
-        )
-    raise ValueError(f"log URL {url!r} has an unknown scheme: use sqlite:///absolute/path/log.db")
+        from anyloop.log.kafka import KafkaLog
+        from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
+
+        return KafkaLog(KafkaAddress.from_url(url), KafkaSettings())
+    raise ValueError(
+        f"log URL {url!r} has an unknown scheme: use sqlite:///absolute/path/log.db or kafka://HOST:PORT/PREFIX"
+    )

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 # From one decode step of a tiny model to a slow video.
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKEN_LATENCY = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_APPEND = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _STALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _PHASE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 _LOOP = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
@@ -71,6 +72,11 @@ LOG_SPOOL_FOUND = Counter(
 )
 UNLOGGED_RESPONSES = Counter(
     "anyloop_unlogged_responses", "Answers that were served although the outbox could not take their event"
+)
+LOG_APPENDED_EVENTS = Counter("anyloop_log_appended_events", "Events that a Kafka log has acknowledged", ["topic"])
+LOG_APPEND_ERRORS = Counter("anyloop_log_append_errors", "Appends to a Kafka log that failed", ["topic", "error"])
+LOG_APPEND = Histogram(
+    "anyloop_log_append_seconds", "From an append to a Kafka log to its acknowledgement", ["topic"], buckets=_APPEND
 )
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
 

@@ -1,0 +1,154 @@
+"""Appending to Kafka: one idempotent producer that all threads share; each waits for its own acknowledgements.
+
+The producer repeats a batch until the brokers have acknowledged it, with the sequence number they know it by, so that
+a lost answer repeats nothing. A caller that runs out of patience before gets a retriable error, its events stay with
+the producer, and when the same events are appended again their fate is looked up instead of sending them twice.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka import errors as kafka
+
+from anyloop.log.errors import LogError
+from anyloop.log.events import Event, Position
+from anyloop.log.kafka_clients import connect
+from anyloop.log.kafka_errors import translate
+from anyloop.log.kafka_events import headers_of
+from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
+from anyloop.log.partition import partition_of
+
+_MAX_UNSETTLED = 10_000  # events of appends that failed, kept for their repetition
+_CLOSE_SECONDS = 2.0
+
+Future = Any  # kafka.producer.future.FutureRecordMetadata: `get(seconds)`, `is_done`, `exception`
+
+
+class KafkaAppender:
+    """Thread-safe. Connects at the first append."""
+
+    def __init__(self, address: KafkaAddress, settings: KafkaSettings) -> None:
+        self._address = address
+        self._settings = settings
+        self._where = f"kafka {','.join(address.servers)}"
+        self._connecting = threading.Lock()
+        self._lock = threading.Lock()  # guards what follows
+        self._producer: KafkaProducer | None = None
+        self._unsettled: dict[tuple[str, Event], deque[Future]] = {}
+        self._closed = False
+
+    def append(self, name: str, topic: str, partitions: int, events: Sequence[Event]) -> list[Position]:
+        """`name` is the topic as the cluster calls it. All durable when it returns; raises LogError."""
+        deadline = time.monotonic() + self._settings.timeout_s
+        doing = f"{self._where}: append to {topic}"
+        producer = self._connected(deadline, doing)
+        sent: list[tuple[Event, Future]] = []
+        try:
+            for event in events:
+                sent.append((event, self._earlier(topic, event) or self._send(producer, name, partitions, event)))
+            return [_position(topic, future.get(max(0.0, deadline - time.monotonic()))) for _, future in sent]
+        except (kafka.KafkaError, OSError, RuntimeError, ValueError) as error:
+            self._remember(topic, sent)
+            if self._closed:
+                raise LogError(f"{self._where}: this log is closed") from error
+            self._replace_broken(producer, error, [future for _, future in sent])
+            raise translate(error, doing) from error
+
+    def _send(self, producer: KafkaProducer, name: str, partitions: int, event: Event) -> Future:
+        return producer.send(
+            name,
+            value=event.data,
+            key=event.key.encode(),
+            headers=headers_of(event),
+            partition=partition_of(event.key, partitions),
+        )
+
+    def _earlier(self, topic: str, event: Event) -> Future | None:
+        """What became of this event in an append that failed, unless that is known to be nothing."""
+        if not self._unsettled:
+            return None
+        with self._lock:
+            futures = self._unsettled.get((topic, event))
+            while futures:
+                future = futures.popleft()
+                if not futures:
+                    del self._unsettled[topic, event]
+                if not future.is_done or future.exception is None:
+                    return future
+        return None
+
+    def _remember(self, topic: str, sent: Sequence[tuple[Event, Future]]) -> None:
+        with self._lock:
+            for event, future in sent:
+                if not future.is_done or future.exception is None:
+                    self._unsettled.setdefault((topic, event), deque()).append(future)
+            if len(self._unsettled) > _MAX_UNSETTLED:
+                # Nobody came back for these; they are in the log.
+                self._unsettled = {
+                    key: waiting
+                    for key, futures in self._unsettled.items()
+                    if (waiting := deque(future for future in futures if not future.is_done))
+                }
+
+    def _connected(self, deadline: float, doing: str) -> KafkaProducer:
+        producer = self._producer
+        if producer is not None:
+            if len(self._unsettled) >= _MAX_UNSETTLED:
+                raise LogError(f"{doing}: {len(self._unsettled)} events wait for the brokers already", retriable=True)
+            return producer
+        if not self._connecting.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise LogError(f"{doing}: another thread still tries to connect", retriable=True)
+        try:
+            if self._closed:
+                raise LogError(f"{self._where}: this log is closed")
+            if self._producer is None:
+                left_ms = max(1, round((deadline - time.monotonic()) * 1000))
+                config = self._settings.producer() | {"bootstrap_timeout_ms": left_ms}
+                try:
+                    self._producer = connect(KafkaProducer, self._address, self._settings, config)
+                except (kafka.KafkaError, OSError, RuntimeError) as error:
+                    raise translate(error, doing) from error
+            return self._producer
+        finally:
+            self._connecting.release()
+
+    def _replace_broken(self, producer: KafkaProducer, error: Exception, futures: Sequence[Future]) -> None:
+        """A batch that failed for good must not be overtaken by those behind it, and a producer with a fatal error
+        takes nothing more: its waiting batches fail too, and their callers repeat them in order on the next one."""
+        too_large = isinstance(error, (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError))
+        if too_large or not any(future.is_done and future.exception is not None for future in futures):
+            return
+        with self._lock:
+            if self._producer is not producer:
+                return
+            self._producer = None
+        _end(producer)
+
+    def close(self) -> None:
+        """Events without an acknowledgement by then may or may not be in the log: their append has said so."""
+        with self._lock:
+            self._closed = True
+            producer, self._producer = self._producer, None
+        if producer is not None:
+            _end(producer)
+
+
+def _position(topic: str, metadata: Any) -> Position:
+    return Position(topic, metadata.partition, metadata.offset)
+
+
+def _end(producer: KafkaProducer) -> None:
+    # kafka-python's close() gives up, with its thread alive, while a batch waits for a broker that is away; a forced
+    # one fails the batches and ends the thread (docs/kafka-python.md).
+    with contextlib.suppress(kafka.KafkaError):
+        producer.close(timeout=0.0 if producer._accumulator.has_undrained() else _CLOSE_SECONDS)
+        return
+    producer._sender.force_close()
+    producer._sender.join(_CLOSE_SECONDS)
+    with contextlib.suppress(kafka.KafkaError):
+        producer.close(timeout=0.0)
