@@ -11,6 +11,7 @@ from anyloop import __version__
 from anyloop.cli import checkpoints, evaluate, feedback, generate, log, status, topics, up
 from anyloop.cli.demo import command as demo
 from anyloop.cli.exits import CommandError, ExitCode, as_command_error
+from anyloop.cli.kafka import command as kafka
 from anyloop.cli.output import errors
 from anyloop.cli.replay import command as replay
 
@@ -74,6 +75,7 @@ app.command("status")(status.status)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(topics.app, name="topics")
 app.add_typer(log.app, name="log")
+app.command("kafka")(kafka.kafka)
 app.command("replay")(replay.replay)
 
 

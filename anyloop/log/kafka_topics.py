@@ -86,7 +86,8 @@ def _creation(spec: TopicSpec) -> TopicChange:
     settings = topic_settings(spec)
     copies = f", {spec.replication} copies" if spec.replication is not None else ""
     values = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return TopicChange(spec.name, "create", f"{spec.partitions} partition(s){copies}, {values}", settings)
+    detail = f"{spec.partitions} partition(s){copies}, {values}"
+    return TopicChange(spec.name, "create", detail, settings=settings)
 
 
 def _difference(spec: TopicSpec, described: Mapping[str, Any], settings: Mapping[str, str]) -> TopicChange | None:
@@ -98,15 +99,15 @@ def _difference(spec: TopicSpec, described: Mapping[str, Any], settings: Mapping
         return TopicChange(
             spec.name,
             "refuse",
-            f"topic {spec.name} has {copies} copies, not {spec.replication}: move its replicas with "
-            f"kafka-reassign-partitions.sh, or set ANYLOOP_LOG_REPLICATION={copies}",
+            f"{copies} copies, not {spec.replication}",
+            f"add replicas with kafka-reassign-partitions.sh, or keep ANYLOOP_LOG_REPLICATION={copies}",
         )
     wanted = topic_settings(spec)
     changed = {key: value for key, value in wanted.items() if settings.get(key) != value}
     if not changed:
         return None
     values = ", ".join(f"{key}={value} (was {settings.get(key)})" for key, value in changed.items())
-    return TopicChange(spec.name, "configure", values, changed)
+    return TopicChange(spec.name, "configure", values, settings=changed)
 
 
 def _create(admin: KafkaAdminClient, prefix: str, specs: Sequence[TopicSpec]) -> None:

@@ -69,8 +69,8 @@ class SqliteLog(EventLog):
             if count != spec.partitions:
                 changes.append(other_partitions(spec, count))
             elif compacted != spec.compacted:
-                value = str(int(spec.compacted))
-                changes.append(TopicChange(spec.name, "configure", f"compacted = {value}", {"compacted": value}))
+                settings = {"compacted": str(int(spec.compacted))}
+                changes.append(TopicChange(spec.name, "configure", f"compacted={spec.compacted}", settings=settings))
         return changes
 
     def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:

@@ -43,27 +43,34 @@ class TopicSpec:
 
 @dataclass(frozen=True)
 class TopicChange:
-    """One topic that is not as specified. `refuse` is what no log can change in place; `detail` says the way out."""
+    """One topic that is not as specified. `refuse` is what no log can change in place."""
 
     topic: str
     action: Literal["create", "configure", "refuse"]
     detail: str
+    way_out: str = ""  # of a refusal
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)  # new values, by the store's own names
 
 
 def refused(changes: Iterable[TopicChange]) -> LogError | None:
     """The error of a plan that cannot be carried out; None for one that can."""
-    details = [change.detail for change in changes if change.action == "refuse"]
-    return LogError("; ".join(details)) if details else None
+    topics: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        if change.action == "refuse":
+            topics.setdefault((change.detail, change.way_out), []).append(change.topic)
+    said = [f"{', '.join(names)}: {detail}; {way_out}" for (detail, way_out), names in topics.items()]
+    return LogError(". ".join(said)) if said else None
 
 
 def other_partitions(spec: TopicSpec, existing: int) -> TopicChange:
     """A key's events must stay together and in order, and its partition depends on how many there are."""
-    detail = (
-        f"topic {spec.name} has {existing} partitions, not {spec.partitions}: another number would move its keys. Keep "
-        f"ANYLOOP_LOG_PARTITIONS={existing}, or begin a new log (another file, or another prefix in kafka://HOST/PREFIX)"
+    return TopicChange(
+        spec.name,
+        "refuse",
+        f"{existing} partitions, not {spec.partitions}",
+        f"another number would move keys: keep ANYLOOP_LOG_PARTITIONS={existing}, or begin a new log "
+        "(another file, or another prefix in kafka://HOST/PREFIX)",
     )
-    return TopicChange(spec.name, "refuse", detail)
 
 
 def standard_topics(

@@ -23,6 +23,7 @@ _COMMANDS = [
     ["status"],
     ["replay"],
     ["log", "tail"],
+    ["kafka"],
     ["topics", "list"],
     ["topics", "apply"],
     ["checkpoints", "list"],

@@ -44,7 +44,7 @@ def test_another_number_of_partitions_is_refused_with_the_way_out(
     runner.invoke(app, ["topics", "apply"])
     result = runner.invoke(app, ["topics", "apply", "--partitions", "12", *dry_run])
     assert result.exit_code == ExitCode.REFUSED
-    assert "Keep ANYLOOP_LOG_PARTITIONS=4, or begin a new log" in result.stderr
+    assert "keep ANYLOOP_LOG_PARTITIONS=4, or begin a new log" in result.stderr
     assert runner.invoke(app, ["topics", "apply", "--dry-run"]).stdout.strip() == "All topics are as specified."
 
 
