@@ -51,13 +51,21 @@ class Backend:
         return open_backend(self.kind, self.address, session_timeout)
 
 
-# Kind -> makes the address of a new, empty log in a folder; `open_backend` opens it, here and in other processes.
-BACKENDS: dict[str, Callable[[Path], str]] = {"sqlite": lambda folder: str(folder / "log.db")}
+def sqlite_address(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue("tmp_path") / "log.db")
+
+
+def kafka_address(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue("kafka_url"))
+
+
+# Kind -> the address of a new, empty log; `open_backend` opens it, here and in other processes.
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest], str]] = {"sqlite": sqlite_address, "kafka": kafka_address}
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return Backend(request.param, BACKENDS[request.param](tmp_path))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return Backend(request.param, BACKENDS[request.param](request))
 
 
 @pytest.fixture

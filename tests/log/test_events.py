@@ -86,7 +86,6 @@ def test_murmur2_is_kafkas(data: bytes, expected: int) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("kafka://", "names no broker"),
         ("sqlite://relative/log.db", "absolute path"),
         ("sqlite:///", "absolute path"),
         ("redis://host", "unknown scheme"),
