@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _SLICE_SECONDS = 0.5  # of a poll, between which another thread may close the consumer
 _STEP_SECONDS = 0.05  # of a rebalance moved on beside the user's thread
 _CLOSE_MS = 1000
+_HEARTBEAT_MS = 500  # members learn of a rebalance by the answer to a heartbeat
 
 
 class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
@@ -66,6 +67,7 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         self._closing = threading.Event()
         config = settings.consumer() | {
             "group_id": cluster.name(group),
+            "heartbeat_interval_ms": min(_HEARTBEAT_MS, round(settings.session_timeout_s * 1000 / 3)),
             "auto_offset_reset": "none",  # decided here, partition by partition
             "partition_assignment_strategy": [SlotAssignor(self._owned)],
         }
