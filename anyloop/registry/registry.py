@@ -124,6 +124,10 @@ class Registry:
         ours = [manifest for manifest in self._survey()[0] if manifest.lineage == lineage]
         return [manifest.version for manifest in sorted(ours, key=lambda m: (m.created_unix_ms, m.version))]
 
+    def lineages(self) -> list[str]:
+        """Every lineage that has a version: the live ones, `policy` and `critique`, and those of replays."""
+        return sorted({manifest.lineage for manifest in self._survey()[0]})
+
     def damaged(self) -> dict[str, str]:
         """Versions of any lineage whose manifest cannot be read, and why."""
         return self._survey()[1]
