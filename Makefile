@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap clean
+.PHONY: help setup demo up kafka test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,11 +42,14 @@ $(PEER): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peer 'accelerate~=1.15.0'
 	touch $@
 
-demo: $(STAMP)  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html
-	$(BIN)/anyloop demo
+demo: $(STAMP)  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html (LOG=kafka too)
+	$(BIN)/anyloop demo $(if $(LOG),--log $(LOG))
 
-up: $(STAMP)  ## Everything on this machine until Ctrl-C
-	$(BIN)/anyloop up
+up: $(STAMP)  ## Everything on this machine until Ctrl-C (LOG=kafka: on a real broker)
+	$(BIN)/anyloop up $(if $(LOG),--log $(LOG))
+
+kafka: $(STAMP)  ## A real Kafka broker on this machine until Ctrl-C (Java 17; the jars come by Maven)
+	$(BIN)/anyloop kafka
 
 test: lint types unit e2e  ## All checks: ruff, mypy, unit tests, end-to-end tests
 

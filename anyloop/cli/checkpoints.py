@@ -210,12 +210,15 @@ def _registry() -> "Registry":
 
 
 def _log(settings: Settings) -> Any:
-    """The log, its topics there. Nothing can be said about checkpoints without them."""
-    from anyloop.log import open_log
+    """The log. An embedded one gets its topics here; those of a cluster come from `anyloop topics apply` alone."""
+    from anyloop.cli.runfile import log_url
+    from anyloop.log import open_log, topic_specs
 
+    url = log_url(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
-    log = open_log(settings.effective_log_url)
-    log.ensure_topics()
+    log = open_log(url)
+    if url.startswith("sqlite:"):
+        log.apply_topics(topic_specs(settings))
     return log
 
 

@@ -26,17 +26,16 @@ def read(
 ) -> None:
     """List the records of a topic, from any point, without moving a consumer group (--json: one document per line)."""
     from anyloop.cli.records import point_in_time, print_record, topic_name
-    from anyloop.log import LogError, UnknownTopic, open_log
+    from anyloop.cli.runfile import log_url
+    from anyloop.log import UnknownTopic, open_log
 
     start = point_in_time(since) if since else None
-    with open_log(Settings().effective_log_url) as log:
+    with open_log(log_url(Settings())) as log:
         try:
             for record in log.read(topic_name(topic), partition=partition, offset=offset, since=start, limit=limit):
                 print_record(record, as_json=as_json)
         except UnknownTopic as error:
             raise CommandError(f"{error}; `anyloop topics list` shows what exists", ExitCode.NOT_FOUND) from error
-        except LogError as error:
-            raise CommandError(str(error), ExitCode.UNREACHABLE) from error
         except ValueError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
 
@@ -52,10 +51,11 @@ def tail(
 ) -> None:
     """Print the newest records, then new ones as they arrive, until Ctrl-C (with --json one document per line)."""
     from anyloop.cli.records import SHORT_NAMES, print_record, topic_name
+    from anyloop.cli.runfile import log_url
     from anyloop.log import UnknownTopic, open_log
 
     names = [topic_name(name) for name in topic] if topic else list(SHORT_NAMES.values())
-    with open_log(Settings().effective_log_url) as log:
+    with open_log(log_url(Settings())) as log:
         try:
             ends = {name: log.end_offsets(name) for name in names}
         except UnknownTopic as error:

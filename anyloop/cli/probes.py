@@ -1,5 +1,8 @@
 """Is a service truly ready? One question per kind of service, asked again until the answer is yes."""
 
+import contextlib
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,3 +45,19 @@ class HttpOk:
             return httpx.get(self.url, timeout=_TIMEOUT_S, trust_env=False).is_success
         except httpx.HTTPError:
             return False
+
+
+@dataclass(frozen=True)
+class KafkaAnswers:
+    """A broker without encryption that answers an ApiVersions request (key 18, version 0 of the Kafka protocol)."""
+
+    host: str
+    port: int
+
+    def ready(self) -> bool:
+        request = struct.pack(">hhih", 18, 0, 1, -1)  # key, version, correlation id, no client id
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), _TIMEOUT_S) as broker:
+            broker.settimeout(_TIMEOUT_S)
+            broker.sendall(struct.pack(">i", len(request)) + request)
+            return len(broker.recv(4)) == 4
+        return False

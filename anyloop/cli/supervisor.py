@@ -60,12 +60,15 @@ class Supervisor:
         log_dir: Path,
         start_timeout_s: float = 180.0,
         on_change: Callable[[Sequence[Service]], None] = lambda services: None,
+        on_ready: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`specs` stand in order of start; services are stopped in the reverse of it."""
+        """`specs` stand in order of start; services are stopped in the reverse of it. `on_ready` runs with the name of
+        each service that becomes ready, before any is started that waits for it."""
         self.services = [Service(spec) for spec in specs]
         self._log_dir = log_dir
         self._start_timeout_s = start_timeout_s
         self.on_change = on_change
+        self._on_ready = on_ready
 
     def __enter__(self) -> "Supervisor":
         return self
@@ -140,6 +143,7 @@ class Supervisor:
             if service.state == State.STARTING and service.child and service.spec.probe.ready():
                 service.state = State.READY
                 service.ready_after_s = time.monotonic() - service.child.started
+                self._on_ready(service.spec.name)
 
     def _late(self) -> CommandError:
         late = [service for service in self.services if service.state == State.STARTING]

@@ -1,13 +1,14 @@
 """`anyloop up`: the whole loop on one machine."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from anyloop.cli.exits import CommandError
+from anyloop.cli.log_choice import LogKind, choose_log
 from anyloop.cli.output import console
 from anyloop.config import Settings
 
@@ -24,6 +25,7 @@ def up(
     trainer: Annotated[bool, typer.Option("--trainer/--no-trainer", help="Run the trainer and the gate.")] = True,
     algorithm: Algorithm = "dpo",
     host: Host = None,
+    log: LogKind = None,
     gate_suite: Annotated[
         str, typer.Option(help="MODULE:FUNCTION of the gate's evaluation suite.", envvar="ANYLOOP_GATE_SUITE")
     ] = "anyloop.world.suite:gate_suite",
@@ -39,17 +41,25 @@ def up(
     from anyloop.cli.topology import one_machine
 
     settings = local_settings(host)
+    broker = choose_log(settings, log, port_offset)
     topology = one_machine(
-        settings, port_offset=port_offset, trainer=trainer, algorithm=algorithm, gate_suite=gate_suite
+        settings, port_offset=port_offset, trainer=trainer, algorithm=algorithm, gate_suite=gate_suite, broker=broker
     )
     logs = settings.home / "logs"
     with (
         running(settings, topology),
         handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
         Board(console) as board,
-        Supervisor(topology.services, log_dir=logs, start_timeout_s=start_timeout, on_change=board.show) as supervisor,
+        Supervisor(
+            topology.services,
+            log_dir=logs,
+            start_timeout_s=start_timeout,
+            on_change=board.show,
+            on_ready=preparing(settings),
+        ) as supervisor,
     ):
-        prepare_home(settings)
+        if not broker:
+            prepare_home(settings)
         try:
             supervisor.start()
             print_urls(topology.urls, logs)
@@ -71,11 +81,22 @@ def local_settings(host: str | None) -> Settings:
 
 def prepare_home(settings: Settings) -> None:
     """Creates the folder and the topics of the log. Topics exist by this step alone, never by a first append."""
-    from anyloop.log import open_log
+    from anyloop.log import open_log, topic_specs
 
     settings.home.mkdir(parents=True, exist_ok=True)
     with open_log(settings.effective_log_url) as log:
-        log.ensure_topics()
+        log.apply_topics(topic_specs(settings))
+
+
+def preparing(settings: Settings) -> Callable[[str], None]:
+    """For a supervisor: prepares the home when the broker among its services is ready, before any other starts."""
+    from anyloop.cli.topology import KAFKA
+
+    def on_ready(service: str) -> None:
+        if service == KAFKA:
+            prepare_home(settings)
+
+    return on_ready
 
 
 def print_urls(urls: Mapping[str, str], logs: Path) -> None:

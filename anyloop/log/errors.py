@@ -11,12 +11,12 @@ class LogError(Exception):
 
 
 class UnknownTopic(LogError):
-    """The topic does not exist. Topics are created by `ensure_topics` (`anyloop topics`), never by an append."""
+    """The topic does not exist. Topics are created by `apply_topics` (`anyloop topics apply`), never by an append."""
 
     retriable = True
 
     def __init__(self, topic: str) -> None:
-        super().__init__(f"topic {topic!r} does not exist: create the topics once with ensure_topics()")
+        super().__init__(f"topic {topic!r} does not exist: create the topics once with `anyloop topics apply`")
         self.topic = topic
 
 

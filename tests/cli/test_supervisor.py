@@ -72,6 +72,20 @@ def test_a_service_starts_only_when_those_it_needs_are_ready(tmp_path: Path) -> 
     assert states[-1] == (State.STOPPED, State.STOPPED)
 
 
+def test_what_a_service_is_ready_for_is_done_before_others_start(tmp_path: Path) -> None:
+    done: list[str] = []
+    states_then: list[State] = []
+
+    def prepare(name: str) -> None:
+        done.append(name)
+        states_then.append(supervisor.services[1].state)
+
+    with Supervisor([_spec("a"), _spec("b", after=("a",))], log_dir=tmp_path, on_ready=prepare) as supervisor:
+        supervisor.start()
+    assert done == ["a", "b"]
+    assert states_then[0] == State.WAITING
+
+
 def test_services_stop_in_the_reverse_order_of_their_start(tmp_path: Path) -> None:
     stopped: list[str] = []
 

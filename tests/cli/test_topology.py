@@ -11,6 +11,11 @@ def _settings(**changes: object) -> Settings:
     return Settings(_env_file=None, home=Path("somewhere"), **changes)  # type: ignore[arg-type, call-arg]
 
 
+@pytest.fixture(autouse=True)
+def _no_log_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANYLOOP_LOG_URL", raising=False)
+
+
 def _names(topology: Topology) -> list[str]:
     return [spec.name for spec in topology.services]
 
@@ -77,3 +82,26 @@ def test_only_the_gate_is_told_of_the_suite() -> None:
 def test_servers_bound_to_all_addresses_are_reached_over_loopback() -> None:
     topology = one_machine(_settings(bind="0.0.0.0"))
     assert topology.services[-1].env["ANYLOOP_POLICY_TARGET"] == "127.0.0.1:50051"
+
+
+def test_a_broker_starts_before_all_others_and_all_are_told_of_it() -> None:
+    topology = one_machine(_settings(log_url="kafka://127.0.0.1:10092"), port_offset=1000, broker=True)
+    kafka, *others = topology.services
+    assert kafka.name == "kafka"
+    assert kafka.argv[-4:] == ("--folder", str(Path("somewhere").absolute() / "kafka"), "--port", "10092")
+    assert kafka.ports == (10092,)
+    for spec in others:
+        needs, todo = set[str](), [*spec.after]
+        while todo:
+            name = todo.pop()
+            needs.add(name)
+            todo += next(other for other in topology.services if other.name == name).after
+        assert "kafka" in needs, spec.name
+        assert spec.env["ANYLOOP_LOG_URL"] == "kafka://127.0.0.1:10092"
+    assert topology.urls["log"] == "kafka://127.0.0.1:10092"
+
+
+def test_without_a_broker_nothing_is_said_of_the_log() -> None:
+    topology = one_machine(_settings())
+    assert all("ANYLOOP_LOG_URL" not in spec.env for spec in topology.services)
+    assert topology.urls["log"].startswith("sqlite:///")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.log_choice import LogKind, choose_log, separate_log
 from anyloop.cli.output import console, errors, print_json
-from anyloop.cli.up import Algorithm, Host, PortOffset, local_settings, prepare_home
+from anyloop.cli.up import Algorithm, Host, PortOffset, local_settings, prepare_home, preparing
 
 if TYPE_CHECKING:
     from anyloop.cli.demo.results import DemoPlan, Results
@@ -30,6 +31,7 @@ def demo(
     traffic: Annotated[float, typer.Option(min=0, help="Requests per second of other users, all the time.")] = 2.0,
     algorithm: Algorithm = "dpo",
     host: Host = None,
+    log: LogKind = None,
     port_offset: PortOffset = 0,
     out: Annotated[
         Path, typer.Option(help="Folder of demo-report.json, demo-report.html and demo-home (logs).")
@@ -55,7 +57,10 @@ def demo(
     settings = local_settings(host)
     if not keep_home:
         settings.home = _fresh_home(out.absolute() / "demo-home")
-    results = _run(plan, settings, algorithm, port_offset, screen)
+    broker = choose_log(settings, log, port_offset)
+    if not broker and not keep_home:
+        separate_log(settings)
+    results = _run(plan, settings, algorithm, port_offset, screen, broker=broker)
     document = _write(results, out)
     if as_json:
         print_json(document)
@@ -64,7 +69,9 @@ def demo(
         raise CommandError(f"{results.failed_in_swaps} requests failed during swaps; see {out / 'demo-report.json'}")
 
 
-def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: int, screen_console: Any) -> "Results":
+def _run(
+    plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: int, screen_console: Any, *, broker: bool
+) -> "Results":
     from anyloop.cli.board import Board
     from anyloop.cli.memory import PeakMemory
     from anyloop.cli.runfile import running
@@ -72,16 +79,16 @@ def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: in
     from anyloop.cli.topology import one_machine
 
     begun = time.monotonic()
-    topology = one_machine(
-        settings, port_offset=port_offset, algorithm=algorithm, gate_suite="anyloop.world.suite:gate_suite"
-    )
+    suite = "anyloop.world.suite:gate_suite"
+    topology = one_machine(settings, port_offset=port_offset, algorithm=algorithm, gate_suite=suite, broker=broker)
     with (
         PeakMemory() as memory,
         running(settings, topology),
         handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
-        Supervisor(topology.services, log_dir=settings.home / "logs") as supervisor,
+        Supervisor(topology.services, log_dir=settings.home / "logs", on_ready=preparing(settings)) as supervisor,
     ):
-        prepare_home(settings)
+        if not broker:
+            prepare_home(settings)
         board = Board(screen_console)
         supervisor.on_change = board.show
         with board:
@@ -102,6 +109,7 @@ def _run(plan: "DemoPlan", settings: "Settings", algorithm: str, port_offset: in
         environment={
             "host": settings.host,
             "algorithm": algorithm,
+            "log": settings.effective_log_url.partition(":")[0],
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
             "model": settings.model_dir.name,
