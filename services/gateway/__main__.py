@@ -3,8 +3,10 @@
 import sys
 
 from anyloop.config import Settings
+from anyloop.log import LogError
 from anyloop.telemetry.logs import configure
 from services.gateway.keys import KeysFileError
+from services.gateway.ledger import LedgerError
 from services.gateway.server import serve
 from services.rpc import loop
 
@@ -14,7 +16,13 @@ def main() -> None:
     configure("gateway", settings.log_level)
     try:
         loop.run(serve(settings))
-    except (KeysFileError, OSError, RuntimeError) as error:  # grpc raises RuntimeError on a taken port
+    except (
+        KeysFileError,
+        LogError,
+        LedgerError,
+        OSError,
+        RuntimeError,
+    ) as error:  # grpc raises RuntimeError on a taken port
         sys.exit(f"gateway: {error}")
 
 

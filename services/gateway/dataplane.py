@@ -13,15 +13,16 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from anyloop.config import Settings
-from anyloop.log import CRITIQUES, FEEDBACK, RESPONSES, EventLog, LogError
+from anyloop.log import EventLog
+from anyloop.log.spool import SpooledWriter
 from anyloop.media.store import MediaStore
-from anyloop.registry.announce import serving_version
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
 from services.gateway.feedback import NAME, FeedbackDesk
 from services.gateway.follower import ResponseFollower
 from services.gateway.keys import Caller, KeyRing, Role
-from services.gateway.ledger import Ledger
+from services.gateway.ledger import Ledger, LedgerError
+from services.gateway.log_status import LogStatus
 from services.gateway.media import MediaDesk
 from services.gateway.schemas import MODEL_NAME
 from services.rpc.server import MAX_MESSAGE_BYTES
@@ -39,14 +40,17 @@ _CHANNEL_OPTIONS = (
 
 
 class DataPlane:
-    """One per process; lives in one event loop. `close` releases what it opened, not the log."""
+    """One per process; lives in one event loop. `close` releases what it opened, not the log and the outbox."""
 
-    def __init__(self, settings: Settings, log: EventLog, store: MediaStore, keys: KeyRing) -> None:
-        self.settings, self.keys, self._log = settings, keys, log
+    def __init__(
+        self, settings: Settings, log: EventLog, outbox: SpooledWriter, store: MediaStore, keys: KeyRing
+    ) -> None:
+        self.settings, self.keys, self._outbox = settings, keys, outbox
         self.media = MediaDesk(store, settings)
         self.ledger = Ledger(settings.home / "gateway" / "ledger.db")
-        self.feedback = FeedbackDesk(log, self.ledger, self.media)
+        self.feedback = FeedbackDesk(outbox, self.ledger, self.media)
         self._follower = ResponseFollower(log, self.ledger)
+        self._log_status = LogStatus(log)
         self._policy_channel = grpc.aio.insecure_channel(settings.policy_target, options=_CHANNEL_OPTIONS)
         self._policy = policy_pb2_grpc.PolicyServiceStub(self._policy_channel)
         self._control_channels = {
@@ -62,6 +66,7 @@ class DataPlane:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._follower.close)
+        await asyncio.to_thread(self.feedback.close)
         for channel in (self._policy_channel, *self._control_channels.values()):
             await channel.close()
         self.ledger.close()
@@ -97,7 +102,7 @@ class DataPlane:
         for name in ("response_id", "conversation_id"):
             if getattr(request, name) and not NAME.fullmatch(getattr(request, name)):
                 raise invalid(f"'{name}' is not an id: 1-128 letters, digits and _ . : -", name)
-        if request.response_id and self.ledger.conversation_of(request.response_id) is not None:
+        if request.response_id and self._known(request.response_id):
             raise _taken()
         prepared.response_id = request.response_id or new_response_id()
         prepared.conversation_id = request.conversation_id or prepared.response_id
@@ -136,8 +141,9 @@ class DataPlane:
             async for event in call:
                 kind = event.WhichOneof("event")
                 if kind == "started" and not prepared.unlogged:
-                    row = (prepared.response_id, prepared.conversation_id)
-                    noted = asyncio.create_task(asyncio.to_thread(self.ledger.add_responses, [row]))
+                    noted = asyncio.create_task(
+                        asyncio.to_thread(self._note, prepared.response_id, prepared.conversation_id)
+                    )
                 elif kind == "finished" and noted is not None:
                     await noted
                 yield event
@@ -152,6 +158,18 @@ class DataPlane:
                     await asyncio.wait([noted])
             finally:  # the wait may be cancelled as well
                 self._answering.discard(prepared.response_id)
+
+    def _known(self, response_id: str) -> bool:
+        try:
+            return self.ledger.conversation_of(response_id) is not None
+        except LedgerError as error:
+            raise unavailable(f"{error}; try again, or leave response_id out") from error
+
+    def _note(self, response_id: str, conversation_id: str) -> None:
+        try:
+            self.ledger.add_responses([(response_id, conversation_id)])
+        except LedgerError as error:  # the follower finds it in the log; until then feedback on it counts as early
+            logger.warning("an answer goes on although it cannot be noted: %s", error)
 
     async def submit_feedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, caller: Caller
@@ -168,12 +186,17 @@ class DataPlane:
     async def loop_status(self) -> dict[str, Any]:
         """The loop at a glance: what serves, what was promoted, how much the log holds."""
         policy, critique, log = await asyncio.gather(
-            self._replica("policy"), self._replica("critique"), asyncio.to_thread(self._log_status)
+            self._replica("policy"), self._replica("critique"), self._log_status.report()
         )
         return {
             "policy": _replica_status(policy),
             "critique": _replica_status(critique),
             **log,
+            "outbox": {
+                "bytes": self._outbox.pending_bytes,
+                "oldest_seconds": round(self._outbox.oldest_seconds(), 1),
+                "trouble": self._outbox.refuses() or self._outbox.log_trouble,
+            },
             "gateway": {
                 "requests_running": self.running,
                 "draining": self.draining,
@@ -186,10 +209,8 @@ class DataPlane:
         found = ["shutting down"] if self.draining else []
         if self._follower.failure:
             found.append(self._follower.failure)
-        try:
-            await asyncio.to_thread(self._log.end_offsets, FEEDBACK)
-        except LogError as error:
-            found.append(f"log: {error}")
+        if self._outbox.failure is not None:
+            found.append(f"the outbox no longer drains: {self._outbox.failure}")
         health = health_pb2_grpc.HealthStub(self._policy_channel)
         try:
             reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=_STATUS_TIMEOUT_S)
@@ -199,16 +220,17 @@ class DataPlane:
             found.append(f"policy service: {error.code().name.lower()}")
         return found
 
-    def _log_status(self) -> dict[str, Any]:
-        try:
-            counts = {
-                name: sum(self._log.end_offsets(topic).values())
-                for name, topic in (("responses", RESPONSES), ("feedback", FEEDBACK), ("critiques", CRITIQUES))
-            }
-            promoted = {lineage: serving_version(self._log, lineage) for lineage in ("policy", "critique")}
-        except LogError as error:
-            return {"log": {"error": str(error)}, "promoted": {}}
-        return {"log": counts, "promoted": promoted}
+    def degraded(self) -> list[str]:
+        """What does not work as it should while requests are answered all the same. Asks nobody: it is at hand."""
+        found = []
+        if self._outbox.log_trouble:
+            waiting = f"{self._outbox.pending_bytes} bytes of feedback wait on this machine"
+            found.append(f"{waiting}: {self._outbox.log_trouble}")
+        if refused := self._outbox.refuses():
+            found.append(f"feedback is refused: {refused}")
+        if self._follower.trouble:
+            found.append(self._follower.trouble)
+        return found
 
     async def _replica(self, lineage: str) -> control_pb2.ReplicaStatus | None:
         stub = control_pb2_grpc.ControlServiceStub(self._control_channels[lineage])

@@ -1,24 +1,35 @@
-"""Takes what people say about answers: checked, keyed like its response, in the log before the caller hears yes."""
+"""Takes what people say about answers: checked, keyed like its response, in the outbox before the caller hears yes."""
 
 import asyncio
+import contextlib
+import dataclasses
 import hashlib
+import logging
 import math
 import re
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-from anyloop.log import FEEDBACK, Event, EventLog, EventTooLarge, LogError, PoisonEvent
+from anyloop.log import FEEDBACK, Event, EventTooLarge, LogError
+from anyloop.log.spool import SpooledWriter
 from anyloop.telemetry.metrics import FEEDBACK_EVENTS
 from protos.anyloop.v1 import events_pb2, feedback_pb2
 from services.gateway.errors import GatewayError, Status, invalid, not_found, too_large, unavailable, unknown_fields
 from services.gateway.keys import Caller, Role
-from services.gateway.ledger import Ledger, TakenFeedback
+from services.gateway.ledger import Ledger, LedgerError, TakenFeedback
 from services.gateway.media import MediaDesk
+
+logger = logging.getLogger(__name__)
 
 SOURCE = "services/gateway"
 NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _CRITIQUE_CHARS = 8192
 _TAGS, _DIMENSIONS, _NAME_CHARS = 32, 16, 64
+_THREADS = 8  # of its own, so that nothing slow elsewhere holds feedback up; those that wait share one sync
+_RETRY_AFTER_S = 5.0
 _NAMESPACE = uuid.UUID("5ecb4f4e-6c0e-4c5a-9c53-7e0a2f9e3d11")
 
 
@@ -36,13 +47,22 @@ def kinds(feedback: feedback_pb2.Feedback) -> list[str]:
 
 
 class FeedbackDesk:
-    def __init__(self, log: EventLog, ledger: Ledger, media: MediaDesk) -> None:
-        self._log, self._ledger, self._media = log, ledger, media
+    """Feedback is accepted once it is in the outbox; the log behind that may be away."""
+
+    def __init__(self, outbox: SpooledWriter, ledger: Ledger, media: MediaDesk) -> None:
+        self._outbox, self._ledger, self._media = outbox, ledger, media
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="feedback")
+        self._busy: set[str] = set()  # ids of feedback that a thread is taking; guarded by _done
+        self._done = threading.Condition()
+
+    def close(self) -> None:
+        self._threads.shutdown()
 
     async def submit(
         self, request: feedback_pb2.SubmitFeedbackRequest, caller: Caller
     ) -> feedback_pb2.SubmitFeedbackResponse:
-        """Raises GatewayError: 400 malformed, 409 the idempotency key was used for something else, 503 log away."""
+        """Raises GatewayError: 400 malformed, 409 the idempotency key was used for something else, 503 the outbox or
+        its disk is full: then nothing was taken."""
         check(request)
         feedback = feedback_pb2.Feedback()
         feedback.CopyFrom(request.feedback)
@@ -50,48 +70,46 @@ class FeedbackDesk:
             parts = await self._media.resolve(list(feedback.refinement), "refinement")
             del feedback.refinement[:]
             feedback.refinement.extend(parts)
-        return await asyncio.to_thread(self._record, request, feedback, caller)
+        # Not cut short when the client goes away: what was begun is taken and noted, for its repetition.
+        return await asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._threads, self._record, request, feedback, caller)
+        )
 
     async def find(self, feedback_id: str, caller: Caller) -> events_pb2.FeedbackEvent:
         """One's own feedback, or anyone's with the role operate. Raises GatewayError (404)."""
-        taken = self._ledger.feedback(feedback_id)
+        try:
+            taken = await asyncio.get_running_loop().run_in_executor(self._threads, self._ledger.feedback, feedback_id)
+        except LedgerError as error:
+            raise _unreadable(error) from error
         if taken is None or (taken.principal != caller.principal and not caller.may(Role.OPERATE)):
             raise not_found(f"no feedback {feedback_id[:80]!r} was taken by this gateway", "feedback_not_found")
-        return await asyncio.to_thread(self._read, taken)
-
-    def _read(self, taken: TakenFeedback) -> events_pb2.FeedbackEvent:
-        try:
-            for record in self._log.read(FEEDBACK, partition=taken.partition, offset=taken.offset, limit=1):
-                message = record.event.unwrap()
-                if isinstance(message, events_pb2.FeedbackEvent) and message.feedback_id == taken.feedback_id:
-                    return message
-        except PoisonEvent:
-            pass  # answered below: it is not readable as feedback any more
-        except LogError as error:
-            raise unavailable(f"the log cannot be read now ({error}); try again") from error
-        raise not_found(f"feedback {taken.feedback_id!r} is no longer in the log", "feedback_not_found")
+        if not taken.event:
+            raise not_found(
+                f"feedback {taken.feedback_id!r} was taken, and is too old to be kept here; it stands in the log",
+                "feedback_not_found",
+            )
+        return events_pb2.FeedbackEvent.FromString(taken.event)
 
     def _record(
         self, request: feedback_pb2.SubmitFeedbackRequest, feedback: feedback_pb2.Feedback, caller: Caller
     ) -> feedback_pb2.SubmitFeedbackResponse:
-        early = self._place(feedback)
-        if request.dry_run:
-            return feedback_pb2.SubmitFeedbackResponse(early=early)
-        key = request.idempotency_key
-        # Derived from the key: a repetition carries the same id even when this gateway has forgotten the first one.
-        identity = uuid.uuid5(_NAMESPACE, f"{caller.principal}\n{key}") if key else uuid.uuid4()
-        feedback_id = f"fb-{identity.hex}"
-        body = hashlib.sha256(request.feedback.SerializeToString(deterministic=True)).hexdigest()
-        first = self._ledger.feedback(feedback_id) if key else None
-        if first is None:
-            position = self._append(feedback_id, feedback, caller, key)
-            taken = TakenFeedback(feedback_id, caller.principal, body, *position, early=early)
-            if self._ledger.add_feedback(taken):
-                for kind in kinds(feedback):
-                    FEEDBACK_EVENTS.labels(kind).inc()
-                return feedback_pb2.SubmitFeedbackResponse(feedback_id=feedback_id, early=early)
-            first = self._ledger.feedback(feedback_id)  # the same key came in at the same moment
-        if first is not None and first.body != body:
+        try:
+            early = self._place(feedback)
+            if request.dry_run:
+                return feedback_pb2.SubmitFeedbackResponse(early=early)
+            key = request.idempotency_key
+            # Derived from the key: a repetition has the same id even when this gateway has forgotten the first one.
+            identity = uuid.uuid5(_NAMESPACE, f"{caller.principal}\n{key}") if key else uuid.uuid4()
+            feedback_id = f"fb-{identity.hex}"
+            body = hashlib.sha256(request.feedback.SerializeToString(deterministic=True)).hexdigest()
+            with self._alone(feedback_id):
+                first = self._ledger.feedback(feedback_id) if key else None
+                if first is None:
+                    self._take(TakenFeedback(feedback_id, caller.principal, body, early, b""), feedback, key)
+                    return feedback_pb2.SubmitFeedbackResponse(feedback_id=feedback_id, early=early)
+        except LedgerError as error:
+            raise _unreadable(error) from error
+        if first.body != body:
             raise GatewayError(
                 Status.ALREADY_EXISTS,
                 f"the idempotency key {key!r} was used for other feedback; send this one with a key of its own",
@@ -99,6 +117,19 @@ class FeedbackDesk:
                 "idempotency_key",
             )
         return feedback_pb2.SubmitFeedbackResponse(feedback_id=feedback_id, duplicate=True, early=early)
+
+    @contextlib.contextmanager
+    def _alone(self, feedback_id: str) -> Iterator[None]:
+        """Two requests with the same idempotency key take turns: the second finds what the first has left."""
+        with self._done:
+            self._done.wait_for(lambda: feedback_id not in self._busy)
+            self._busy.add(feedback_id)
+        try:
+            yield
+        finally:
+            with self._done:
+                self._busy.remove(feedback_id)
+                self._done.notify_all()
 
     def _place(self, feedback: feedback_pb2.Feedback) -> bool:
         """Fills in the conversation, which keys the event; true when the response is not known yet."""
@@ -111,24 +142,31 @@ class FeedbackDesk:
         feedback.conversation_id = known or feedback.conversation_id or feedback.response_id
         return known is None
 
-    def _append(self, feedback_id: str, feedback: feedback_pb2.Feedback, caller: Caller, key: str) -> tuple[int, int]:
+    def _take(self, taken: TakenFeedback, feedback: feedback_pb2.Feedback, key: str) -> None:
         event = events_pb2.FeedbackEvent(
-            feedback_id=feedback_id,
-            principal=caller.principal,
+            feedback_id=taken.feedback_id,
+            principal=taken.principal,
             feedback=feedback,
             created_unix_ms=time.time_ns() // 1_000_000,
             idempotency_key=key,
         )
-        wrapped = Event.wrap(event, key=feedback.conversation_id, source=SOURCE, id=feedback_id)
+        wrapped = Event.wrap(event, key=feedback.conversation_id, source=SOURCE, id=taken.feedback_id)
         try:
-            position = self._log.append(FEEDBACK, wrapped)
+            self._outbox.put(FEEDBACK, wrapped)
         except EventTooLarge as error:
             raise too_large(f"the feedback is too large for the log: shorten it ({error})") from error
         except LogError as error:
-            if error.retriable:
-                raise unavailable(f"the log cannot take feedback now ({error}); send it again") from error
-            raise GatewayError(Status.INTERNAL, f"the log refused the feedback: {error}", "log_refused") from error
-        return position.partition, position.offset
+            raise unavailable(f"feedback cannot be taken now ({error}); send it again", _RETRY_AFTER_S) from error
+        for kind in kinds(feedback):
+            FEEDBACK_EVENTS.labels(kind).inc()
+        try:
+            self._ledger.add_feedback(dataclasses.replace(taken, event=wrapped.data))
+        except LedgerError as error:  # it is taken all the same; a repetition has the same id
+            logger.error("feedback %s is taken but cannot be looked up here: %s", taken.feedback_id, error)
+
+
+def _unreadable(error: LedgerError) -> GatewayError:
+    return unavailable(f"{error}; try again", _RETRY_AFTER_S)
 
 
 def check(request: feedback_pb2.SubmitFeedbackRequest) -> None:

@@ -2,13 +2,17 @@
 
 import logging
 import threading
+import time
 
 from anyloop.log import RESPONSES, EventLog, LogError, PoisonEvent
 from protos.anyloop.v1 import events_pb2
-from services.gateway.ledger import Ledger
+from services.gateway.ledger import Ledger, LedgerError
 
 logger = logging.getLogger(__name__)
 _BATCH = 500
+_SAY_SECONDS = 60.0  # between two log lines on the same trouble
+_PAUSE_SECONDS = 2.0  # after a failure
+_CLOSE_SECONDS = 2.0
 
 
 class ResponseFollower:
@@ -18,18 +22,20 @@ class ResponseFollower:
         self._log, self._ledger, self._poll_s = log, ledger, poll_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="response-follower", daemon=True)
-        self.failure: str | None = None  # why it stopped for good
+        self.trouble: str | None = None  # why it cannot read now; it tries again
+        self.failure: str | None = None  # why it cannot without a person: it has stopped, or the log refuses it
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
+        """A read under way ends when the log is closed; the thread then finds that it was stopped."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CLOSE_SECONDS)
 
     def catch_up(self) -> int:
-        """Reads what is new and returns how many records that were. Raises LogError."""
+        """Reads what is new and returns how many records that were. Raises LogError, LedgerError."""
         positions, count = self._ledger.positions(), 0
         for partition, end in self._log.end_offsets(RESPONSES).items():
             begin = positions.get(partition, 0)
@@ -54,17 +60,25 @@ class ResponseFollower:
         return following, read
 
     def _run(self) -> None:
+        said = float("-inf")
         while not self._stop.is_set():
+            pause = self._poll_s
             try:
                 self.catch_up()
-            except LogError as error:
-                if not error.retriable:
-                    self.failure = f"the responses topic cannot be read: {error}"
-                    logger.error(self.failure)
+                self.trouble = self.failure = None
+            except (LogError, LedgerError) as error:
+                if self._stop.is_set():
                     return
-                logger.warning("the responses topic cannot be read now: %s", error)
+                pause = _PAUSE_SECONDS
+                self.trouble = f"the responses topic cannot be read now: {error}"
+                lasting = isinstance(error, LogError) and not error.retriable
+                self.failure = f"the responses topic cannot be read: {error}" if lasting else None
+                if time.monotonic() - said > _SAY_SECONDS:
+                    said = time.monotonic()
+                    logger.log(logging.ERROR if lasting else logging.WARNING, self.trouble)
             except Exception as error:
-                self.failure = f"following the responses topic failed: {error}"
-                logger.exception("following the responses topic failed")
+                if not self._stop.is_set():
+                    self.failure = f"following the responses topic failed: {error}"
+                    logger.exception("following the responses topic failed")
                 return
-            self._stop.wait(self._poll_s)
+            self._stop.wait(pause)

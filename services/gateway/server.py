@@ -17,9 +17,11 @@ from services.gateway.app import create_app
 from services.gateway.dataplane import DataPlane
 from services.gateway.edge import EdgeServer
 from services.gateway.keys import KeyRing
+from services.outbox import open_outbox
 
 logger = logging.getLogger(__name__)
 _DRAIN_S = 10.0  # running answers may end; `anyloop up` waits 15 seconds before it kills
+_FLUSH_S = 1.0  # for the last feedback to reach the log; what remains waits on the disk for the next start
 
 
 class RestServer(uvicorn.Server):
@@ -43,13 +45,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
-    """Runs until SIGTERM, SIGINT or `stop`; then drains. Raises KeysFileError, or OSError on a taken port."""
+    """Runs until SIGTERM, SIGINT or `stop`; then drains. Raises KeysFileError, LogError (another gateway has the outbox
+    of this home), LedgerError, or OSError on a taken port."""
     stopping = stop or asyncio.Event()
     keys = KeyRing.load(settings.keys_file)
     with open_log(settings.effective_log_url) as log, contextlib.ExitStack() as cleanup:
         cleanup.callback(start_metrics_server(settings.metrics_port, settings.bind))
         listener = cleanup.enter_context(_listen(settings.bind, settings.gateway_port))
-        plane = DataPlane(settings, log, MediaStore(settings.effective_media_url), keys)
+        outbox = open_outbox(settings, "gateway", settings.feedback_fsync)
+        cleanup.callback(outbox.close)
+        outbox.start()
+        plane = DataPlane(settings, log, outbox, MediaStore(settings.effective_media_url), keys)
         edge = EdgeServer(plane, f"{settings.bind}:{settings.edge_grpc_port}")
         rest = RestServer(
             uvicorn.Config(
@@ -75,4 +81,5 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         rest.should_exit = True
         await asyncio.gather(edge.stop(_DRAIN_S), serving)
         await plane.close()
+        await asyncio.to_thread(outbox.flush, _FLUSH_S)
         logger.info("gateway stopped")

@@ -52,7 +52,8 @@ async def ready(request: Request) -> Response:
     problems = await plane_of(request).problems()
     if problems:
         return JSONResponse({"status": "not ready", "reasons": problems}, 503, {"Retry-After": "1"})
-    return JSONResponse({"status": "ready"})
+    degraded = plane_of(request).degraded()
+    return JSONResponse({"status": "ready", **({"degraded": degraded} if degraded else {})})
 
 
 @router.get("/metrics", summary="Prometheus metrics of this process")

@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from openai import AsyncOpenAI
 
 from anyloop.config import Settings
-from anyloop.log import EventLog, open_log
+from anyloop.log import FEEDBACK, EventLog, Record, open_log
 from anyloop.media.store import MediaStore
 from protos.anyloop.v1 import control_pb2_grpc, policy_pb2_grpc
 from services.gateway.server import serve
@@ -53,7 +53,13 @@ class World:
     store: MediaStore
     http: httpx.AsyncClient
     stop: asyncio.Event
+    gateway: "asyncio.Task[None]"
     base: str
+
+    async def end(self) -> None:
+        """Stops the gateway, as before a restart on the same home."""
+        self.stop.set()
+        await self.gateway
 
     def openai(self, key: str = "unused") -> AsyncOpenAI:
         transport = httpx.AsyncClient(trust_env=False)
@@ -62,6 +68,14 @@ class World:
     async def say(self, content: Any, **fields: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": content}], **fields}
         return await self.http.post("/v1/chat/completions", json=body)
+
+    async def feedback(self) -> list[Record]:
+        """What the log has once the outbox has sent all."""
+        for _ in range(500):
+            if (await self.http.get("/v1/loop")).json()["outbox"]["bytes"] == 0:
+                return list(self.log.read(FEEDBACK))
+            await asyncio.sleep(0.02)
+        raise TimeoutError("the outbox did not drain")
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(f"127.0.0.1:{self.settings.edge_grpc_port}")
@@ -98,7 +112,7 @@ async def _running(home: Path, **overrides: Any) -> AsyncIterator[World]:
     try:
         async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=20) as http:
             await _until_ready(http, gateway)
-            yield World(settings, policy, checks, log, store, http, stop, base)
+            yield World(settings, policy, checks, log, store, http, stop, gateway, base)
     finally:
         stop.set()
         await gateway

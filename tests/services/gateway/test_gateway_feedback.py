@@ -1,4 +1,4 @@
-"""Feedback by REST: every kind, in the log before the answer, once per idempotency key."""
+"""Feedback by REST: every kind, in the log once it is accepted, once per idempotency key."""
 
 import asyncio
 from types import ModuleType
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from anyloop.log import FEEDBACK, RESPONSES, Event
+from anyloop.log import RESPONSES, Event
 from protos.anyloop.v1 import events_pb2
 
 
-def logged(world: Any) -> list[events_pb2.FeedbackEvent]:
-    return [record.event.unwrap() for record in world.log.read(FEEDBACK)]
+async def logged(world: Any) -> list[events_pb2.FeedbackEvent]:
+    return [record.event.unwrap() for record in await world.feedback()]
 
 
 async def give(world: Any, status: int = 200, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -44,7 +44,7 @@ async def metric(world: Any, kind: str) -> float:
 async def test_each_kind_is_in_the_log_and_counted(world: Any, said: dict[str, Any], kind: str) -> None:
     before = await metric(world, kind)
     taken = await give(world, response_id="chatcmpl-1", **said)
-    (event,) = logged(world)
+    (event,) = await logged(world)
     assert taken["kinds"] == [kind]
     assert (event.feedback_id, event.principal, event.feedback.response_id) == (taken["id"], "anonymous", "chatcmpl-1")
     assert event.created_unix_ms > 0
@@ -54,14 +54,14 @@ async def test_each_kind_is_in_the_log_and_counted(world: Any, said: dict[str, A
 async def test_a_label_of_false_is_kept_apart_from_no_label(world: Any) -> None:
     await give(world, response_id="r", label=False)
     await give(world, response_id="r", critique="x")
-    assert [event.feedback.HasField("label") for event in logged(world)] == [True, False]
+    assert [event.feedback.HasField("label") for event in await logged(world)] == [True, False]
 
 
 async def test_refinement_in_pictures_is_stored_and_read_back_by_id(world: Any, fake: ModuleType) -> None:
     upload = (await world.http.post("/v1/media", content=fake.RED)).json()
     refinement = [{"type": "text", "text": "so"}, {"type": "image_url", "image_url": {"url": upload["url"]}}]
     taken = await give(world, response_id="r", refinement=refinement, rating={"shape": 0.5})
-    assert logged(world)[0].feedback.refinement[1].media.sha256 == upload["id"]
+    assert (await logged(world))[0].feedback.refinement[1].media.sha256 == upload["id"]
     found = (await world.http.get(f"/v1/feedback/{taken['id']}")).json()
     assert found["refinement"][1]["image_url"]["url"] == upload["url"]
     assert found["rating"] == {"shape": 0.5}
@@ -72,15 +72,15 @@ async def test_feedback_on_an_answer_just_given_is_not_early_and_shares_its_conv
     answer = (await world.say("hello", conversation_id="talk-1")).json()
     taken = await give(world, response_id=answer["id"], critique="louder")
     assert taken["early"] is False
-    assert logged(world)[0].feedback.conversation_id == "talk-1"
-    (record,) = world.log.read(FEEDBACK)
+    assert (await logged(world))[0].feedback.conversation_id == "talk-1"
+    (record,) = await world.feedback()
     assert record.event.key == "talk-1"
 
 
 async def test_feedback_on_an_unknown_response_is_taken_and_flagged_early(world: Any) -> None:
     taken = await give(world, response_id="chatcmpl-tomorrow", critique="louder")
     assert taken["early"] is True
-    (record,) = world.log.read(FEEDBACK)
+    (record,) = await world.feedback()
     assert record.event.key == "chatcmpl-tomorrow"  # an answer's conversation is its own id unless the client says else
 
 
@@ -94,7 +94,7 @@ async def test_answers_served_elsewhere_are_known_once_they_are_in_the_log(world
     else:
         pytest.fail("the gateway never saw the response in the log")
     await give(world, response_id="elsewhere", critique="louder")
-    assert logged(world)[0].feedback.conversation_id == "talk-2"
+    assert (await logged(world))[0].feedback.conversation_id == "talk-2"
     error = await give(world, 400, response_id="elsewhere", conversation_id="talk-3", critique="louder")
     assert "another conversation" in error["message"]
 
@@ -102,7 +102,7 @@ async def test_answers_served_elsewhere_are_known_once_they_are_in_the_log(world
 async def test_dry_run_validates_and_writes_nothing(world: Any) -> None:
     taken = await give(world, response_id="r", critique="louder", dry_run=True)
     assert (taken["id"], taken["dry_run"], taken["kinds"]) == (None, True, ["critique"])
-    assert logged(world) == []
+    assert await logged(world) == []
     await give(world, 400, response_id="r", rating=3, dry_run=True)
 
 
@@ -114,22 +114,24 @@ async def test_a_repeated_idempotency_key_is_taken_once(world: Any, by_header: b
     second = await give(world, headers=headers, **body)
     assert (first["duplicate"], second["duplicate"]) == (False, True)
     assert first["id"] == second["id"]
-    assert len(logged(world)) == 1
+    assert len(await logged(world)) == 1
 
 
 async def test_an_idempotency_key_is_remembered_over_a_restart(start: Any) -> None:
-    first = await give(await start(), response_id="r", critique="louder", idempotency_key="k1")
+    world = await start()
+    first = await give(world, response_id="r", critique="louder", idempotency_key="k1")
+    await world.end()
     again = await start()
     second = await give(again, response_id="r", critique="louder", idempotency_key="k1")
     assert (second["id"], second["duplicate"]) == (first["id"], True)
-    assert len(logged(again)) == 1
+    assert len(await logged(again)) == 1
 
 
 async def test_an_idempotency_key_used_for_something_else_is_refused(world: Any) -> None:
     await give(world, response_id="r", critique="louder", idempotency_key="k1")
     error = await give(world, 409, response_id="r", critique="softer", idempotency_key="k1")
     assert error["code"] == "idempotency_key_reused"
-    assert len(logged(world)) == 1
+    assert len(await logged(world)) == 1
 
 
 MALFORMED: list[tuple[dict[str, Any], str]] = [
@@ -156,4 +158,4 @@ async def test_malformed_feedback_gets_a_sentence_and_leaves_the_log_alone(world
     for body, sentence in MALFORMED:
         error = await give(world, 400, **body)
         assert sentence in error["message"], (body, error)
-    assert logged(world) == []
+    assert await logged(world) == []

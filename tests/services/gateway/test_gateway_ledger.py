@@ -59,9 +59,9 @@ def test_a_follower_thread_that_fails_says_why(log: EventLog, ledger: Ledger) ->
 
 
 def test_the_first_feedback_of_an_id_stays(ledger: Ledger) -> None:
-    first = TakenFeedback("fb-1", "app", "digest", 2, 40, early=True)
-    assert ledger.add_feedback(first)
-    assert not ledger.add_feedback(TakenFeedback("fb-1", "app", "other", 0, 0, early=False))
+    first = TakenFeedback("fb-1", "app", "digest", True, b"event")
+    ledger.add_feedback(first)
+    ledger.add_feedback(TakenFeedback("fb-1", "app", "other", False, b"other"))
     assert ledger.feedback("fb-1") == first
     assert ledger.feedback("fb-2") is None
 

@@ -86,6 +86,7 @@ async def test_the_console_is_one_page_without_foreign_assets(world: Any) -> Non
 async def test_loop_status_tells_versions_and_counts(world: Any, fake: ModuleType) -> None:
     announce(world.log, "policy", fake.VERSION, "promoted")
     await world.http.post("/v1/feedback", json={"response_id": "r", "label": True})
+    await world.feedback()
     status = (await world.http.get("/v1/loop")).json()
     assert status["policy"]["serving_version"] == fake.VERSION
     assert status["policy"]["weights"][0]["serving"] is True

@@ -12,6 +12,7 @@ import pytest
 from protos.anyloop.v1 import policy_pb2, types_pb2
 from services.gateway.dataplane import DataPlane
 from services.gateway.keys import KeyRing
+from services.outbox import open_outbox
 from tests.models.random_omni import build_random_omni
 
 
@@ -101,7 +102,8 @@ async def test_store_false_and_metadata_reach_the_policy(world: Any) -> None:
 
 async def test_who_is_cancelled_twice_leaves_no_answer_behind(world: Any, tmp_path: Path) -> None:
     settings = world.settings.model_copy(update={"home": tmp_path / "other"})
-    plane = DataPlane(settings, world.log, world.store, KeyRing(local=True))
+    outbox = open_outbox(settings, "gateway", "never")
+    plane = DataPlane(settings, world.log, outbox, world.store, KeyRing(local=True))
     noting, noted = threading.Event(), threading.Event()
 
     def note(rows: Any, positions: Any = None) -> None:
@@ -126,3 +128,4 @@ async def test_who_is_cancelled_twice_leaves_no_answer_behind(world: Any, tmp_pa
     assert plane.running == 0
     noted.set()
     await plane.close()
+    outbox.close()
