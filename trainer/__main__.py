@@ -12,11 +12,11 @@ from anyloop.registry import Registry
 from anyloop.telemetry import logs, metrics
 from trainer.config import TrainerSettings
 from trainer.distributed import World
-from trainer.intake import Intake
+from trainer.intake import GROUP, Intake
 from trainer.join_store import JoinStore, StateInUse
 from trainer.journal import Journal
 from trainer.learner import Learner
-from trainer.publish import used_feedback
+from trainer.publish import consumed_offsets
 from trainer.rounds import RoundRunner
 
 log = logging.getLogger(__name__)
@@ -54,17 +54,14 @@ def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: b
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _interrupt(stop))
     folder: Path = settings.home / "trainer"
-    store = JoinStore(folder / "state.db")
+    store = JoinStore(folder / "state.db", trainer.late_after_s)
     event_log = open_log(settings.effective_log_url)
-    event_log.ensure_topics()
     registry = Registry(settings.effective_registry_dir)
-    if store.fresh:
-        store.mark_used(used_feedback(registry))
     journal = Journal(folder / "rounds.jsonl")
     runner = RoundRunner(settings, trainer, event_log, registry, store, journal, world)
     stop_metrics = metrics.start_metrics_server(settings.metrics_port, settings.bind)
-    intake = Intake(event_log, store)
-    learner = Learner(intake, store, runner, journal, trainer)
+    intake = Intake(event_log, store, consumed_offsets(registry, GROUP), 86400 * trainer.dedupe_days)
+    learner = Learner(intake, store, runner, registry, journal, trainer)
     try:
         if once:
             return 0 if learner.once() else NOTHING_TO_LEARN

@@ -22,12 +22,26 @@ class TrainerSettings(BaseSettings):
     poll_s: float = Field(1.0, gt=0)
     max_feedback: int = Field(2000, ge=1, description="Feedback events one round takes; the rest waits for the next")
     max_per_principal: int = Field(1000, ge=1, description="Feedback events one principal may bring into a round")
+    retention_days: float = Field(30.0, gt=0, description="How long used events stay in the trainer's own state")
+    dedupe_days: float = Field(
+        90.0,
+        gt=0,
+        description="How long a used feedback id is remembered; no shorter than the log keeps its events. What was"
+        " consumed and is older does not count when the log is read again",
+    )
+    round_attempts: int = Field(5, ge=1, description="A round that fails so often is closed as failed")
+    retry_s: float = Field(5.0, ge=0, description="First pause before a failed round is tried again; doubles")
+
+    # Feedback that comes early, late or never joins
+    join_window_h: float = Field(168.0, gt=0, description="Hours between a response and its feedback, either way round")
     orphan_after_s: float = Field(
         3600.0, gt=0, description="Feedback unjoined for so long is reported; it may join yet"
     )
-    retention_days: float = Field(30.0, gt=0, description="How long used events stay in the trainer's own state")
-    round_attempts: int = Field(5, ge=1, description="A round that fails so often is closed as failed")
-    retry_s: float = Field(5.0, ge=0, description="First pause before a failed round is tried again; doubles")
+    late_feedback: Literal["join", "drop", "dead_letter"] = Field(
+        "join",
+        description="Feedback beyond the window: used all the same (one that joins nothing waits for dedupe_days),"
+        " left out, or sent to the dead letters",
+    )
 
     # What words and numbers mean
     right_text: str = Field("This is correct.", description="What the critique model says of a good answer")
@@ -38,7 +52,10 @@ class TrainerSettings(BaseSettings):
     )
     right_rating: float = Field(0.75, ge=0, le=1, description="A rating (overall, or the mean) from here up says right")
     wrong_rating: float = Field(0.5, ge=0, le=1, description="A rating below this says wrong")
-    max_versions_behind: int = Field(4, ge=0, description="Answers of older policies make no pairs and no rollouts")
+    max_versions_behind: int = Field(4, ge=0, description="Answers of older policies are stale")
+    stale: Literal["drop", "downweight"] = Field(
+        "drop", description="Stale answers make no pairs and no rollouts, or weigh what staleness_decay leaves of them"
+    )
     staleness_decay: float = Field(0.8, gt=0, le=1, description="Weight of a pair per version its answer is behind")
 
     # Feedback modelling
@@ -107,6 +124,11 @@ class TrainerSettings(BaseSettings):
     swap_timeout_s: float = Field(120.0, gt=0, description="How long a replica may take to serve a new critique model")
     gate_timeout_s: float = Field(600.0, ge=0, description="How long a round waits for the gate; 0 does not wait")
     keep_checkpoints: int = Field(20, ge=2, description="Versions kept per lineage")
+
+    @property
+    def late_after_s(self) -> float | None:
+        """How long after its response feedback still counts; None where that does not matter."""
+        return None if self.late_feedback == "join" else 3600 * self.join_window_h
 
     def says_right(self, critique: str) -> bool:
         """Whether a critique approves of the answer: its last sentence gives the verdict."""

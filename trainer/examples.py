@@ -4,7 +4,7 @@ Pure: media in refinements come in as codes that somebody encoded before.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,9 +69,10 @@ class Examples:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def staleness_weight(behind: int, bound: int, decay: float) -> float:
-    """Weight of an answer whose policy is `behind` versions old; zero beyond `bound`."""
-    return 0.0 if behind > bound else decay**behind
+def staleness_weight(behind: int, settings: TrainerSettings) -> float:
+    """Weight of an answer whose policy is `behind` versions old; zero beyond the bound where stale ones are dropped."""
+    dropped = settings.stale == "drop" and behind > settings.max_versions_behind
+    return 0.0 if dropped else settings.staleness_decay**behind
 
 
 def closed_answer(tokens: Sequence[int], end: int, finished: bool) -> tuple[int, ...]:
@@ -111,13 +112,17 @@ def form_examples(
     settings: TrainerSettings,
     encode: EncodePart,
     versions: Sequence[str],
+    told: Container[str] = (),
 ) -> Examples:
-    """Turns a round's joined feedback into examples. `versions` are the policy versions, oldest first, serving last."""
+    """Turns a round's joined feedback into examples. `versions` are the policy versions, oldest first, serving last.
+
+    `told`: ids of feedback that a critique model has learned from already.
+    """
     found = Examples()
     behind = {version: len(versions) - 1 - at for at, version in enumerate(versions)}
     for response, said in _by_response(joined):
         try:
-            _add_response(found, response, said, sequencer, settings, encode, behind)
+            _add_response(found, response, said, sequencer, settings, encode, behind, told)
         except LayoutError:
             found.left_out["not_a_sequence_of_this_model"] += len(said)
     found.pairs.extend(_verdict_pairs(found.seeds))
@@ -140,6 +145,7 @@ def _add_response(
     settings: TrainerSettings,
     encode: EncodePart,
     behind: dict[str, int],
+    told: Container[str],
 ) -> None:
     end = sequencer.layout.end
     prompt = tuple(response.prompt_token_ids)
@@ -148,17 +154,25 @@ def _add_response(
     if not prompt or not answer or response.finish_reason == types_pb2.FINISH_REASON_CANCELLED:
         found.left_out["empty_or_cancelled_answer"] += len(said)
         return
+    _check_range(prompt + answer, sequencer)
     turns, segments = sequencer.parse_prompt(prompt), sequencer.parse(answer)
-    weight = staleness_weight(_age(response, behind), settings.max_versions_behind, settings.staleness_decay)
-    if not weight:
-        found.left_out["stale"] += 1
+    age = _age(response, behind)
+    weight = staleness_weight(age, settings)
+    if age > settings.max_versions_behind:
+        found.left_out["stale_downweighted" if weight else "stale"] += 1
 
-    for one in said:
+    last_word = _last_verdicts(said, settings)
+    standing = [
+        one for one in said if verdict_of(one.feedback, settings) in (None, last_word.get(one.feedback.principal))
+    ]
+    if taken_back := len(said) - len(standing):
+        found.left_out["taken_back"] += taken_back
+    for one in standing:
         words = critique_words(one.feedback, settings)
-        if words:
+        if words and one.feedback.feedback_id not in told:
             asked = tuple(sequencer.critique_prompt(turns, segments))
-            told = TokenSequence(asked, tuple(sequencer.answer([words])))
-            found.critiques.append(Example(told, response.response_id))
+            critique = TokenSequence(asked, tuple(sequencer.answer([words])))
+            found.critiques.append(Example(critique, response.response_id))
         if one.feedback.feedback.refinement:
             try:
                 better = tuple(sequencer.answer([encode(part) for part in one.feedback.feedback.refinement]))
@@ -174,23 +188,30 @@ def _add_response(
                 continue
             closed = one.worse.finish_reason == types_pb2.FINISH_REASON_STOP
             worse = closed_answer(list(one.worse.output_token_ids), end, closed)
+            _check_range(worse, sequencer)
             if weight and worse and worse != answer:
                 found.pairs.append(Pair(prompt, answer, worse, "preference", response.response_id, weight))
 
     if weight:
-        verdict = _agreed(verdict_of(one.feedback, settings) for one in _latest_by_principal(said))
+        agreed = _agreed(last_word.values())
         words = next(
             (
                 str(one.feedback.feedback.critique).strip()
-                for one in reversed(said)
+                for one in reversed(standing)
                 if one.feedback.feedback.critique.strip() and not settings.says_right(one.feedback.feedback.critique)
             ),
             "",
         )
         modalities = modalities_of(response.modalities)
-        if verdict is True and finished:
+        if agreed is True and finished:
             found.imitations.append(Example(TokenSequence(prompt, answer), response.response_id, weight))
-        found.seeds.append(Seed(response.response_id, prompt, answer, modalities, verdict, words, weight))
+        found.seeds.append(Seed(response.response_id, prompt, answer, modalities, agreed, words, weight))
+
+
+def _check_range(tokens: Sequence[int], sequencer: Sequencer) -> None:
+    """Raises LayoutError on a token that no row of the embedding stands for: it would fail the whole round."""
+    if any(not 0 <= token < sequencer.layout.vocabulary_size for token in tokens):
+        raise LayoutError("a token outside the vocabulary")
 
 
 def _age(response: events_pb2.ResponseEvent, behind: dict[str, int]) -> int:
@@ -198,13 +219,19 @@ def _age(response: events_pb2.ResponseEvent, behind: dict[str, int]) -> int:
     return max((behind.get(span.version, len(behind)) for span in response.version_spans), default=0)
 
 
-def _latest_by_principal(said: Sequence[Joined]) -> list[Joined]:
-    """One statement per voice that judges: a person who speaks twice has changed their mind, not doubled their vote."""
-    return list({one.feedback.principal: one for one in said}.values())
+def _last_verdicts(said: Sequence[Joined], settings: TrainerSettings) -> dict[str, bool]:
+    """One verdict per voice, its last: a person who speaks twice has changed their mind, not doubled their vote."""
+    verdicts: dict[str, bool] = {}
+    for one in said:
+        verdict = verdict_of(one.feedback, settings)
+        if verdict is not None:
+            verdicts[one.feedback.principal] = verdict
+    return verdicts
 
 
-def _agreed(verdicts: Iterable[bool | None]) -> bool | None:
-    votes = [verdict for verdict in verdicts if verdict is not None]
+def _agreed(verdicts: Iterable[bool]) -> bool | None:
+    """What the most voices say; None on a tie."""
+    votes = list(verdicts)
     balance = 2 * sum(votes) - len(votes)
     return None if balance == 0 else balance > 0
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from anyloop.log import EventLog
-from anyloop.registry import Manifest, announce, checkpoint_events, serving_version
+from anyloop.registry import Announcements, Manifest, announce
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
 from trainer.clients import ServiceError, Services
@@ -15,17 +15,11 @@ from trainer.join import Joined
 log = logging.getLogger(__name__)
 
 PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
-REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
 
 
-def promotions(event_log: EventLog, lineage: str) -> list[str]:
-    """Versions in the order they went into service, the serving one last."""
-    return [event.version for _, event in checkpoint_events(event_log, lineage) if event.state == PROMOTED]
-
-
-def promote_critic(event_log: EventLog, published: Manifest) -> None:
+def promote_critic(event_log: EventLog, announcements: Announcements, published: Manifest) -> None:
     """Announces a critique model as the one to serve, once. No gate: nobody but the trainer asks it."""
-    if published.version not in promotions(event_log, "critique"):
+    if published.version not in announcements.promotions("critique"):
         announce(
             event_log,
             "critique",
@@ -38,9 +32,9 @@ def promote_critic(event_log: EventLog, published: Manifest) -> None:
         )
 
 
-def announce_candidate(event_log: EventLog, candidate: Manifest) -> None:
+def announce_candidate(event_log: EventLog, announcements: Announcements, candidate: Manifest) -> None:
     """Puts a policy before the gate, once."""
-    if not any(event.version == candidate.version for _, event in checkpoint_events(event_log, "policy")):
+    if not announcements.announced("policy", candidate.version):
         announce(
             event_log,
             "policy",
@@ -52,24 +46,26 @@ def announce_candidate(event_log: EventLog, candidate: Manifest) -> None:
         )
 
 
-async def await_serving(services: Services, event_log: EventLog, lineage: str, version: str, seconds: float) -> None:
+async def await_serving(
+    services: Services, announcements: Announcements, lineage: str, version: str, seconds: float
+) -> None:
     """Returns when the replica serves `version`, or the log has promoted another one since. Raises ServiceError."""
     deadline = time.monotonic() + seconds
     while (await services.status(lineage)).serving_version != version:
-        if serving_version(event_log, lineage) != version:
+        if announcements.serving(lineage) != version:
             return
         if time.monotonic() > deadline:
             raise ServiceError(f"the {lineage} service does not serve {version} in time", retriable=True)
         await asyncio.sleep(0.1)
 
 
-def await_gate(event_log: EventLog, version: str, timeout: float) -> events_pb2.CheckpointEvent | None:
+def await_gate(announcements: Announcements, version: str, timeout: float) -> events_pb2.CheckpointEvent | None:
     """The decision on a candidate; None when it takes longer than `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
-        for _, event in checkpoint_events(event_log, "policy"):
-            if event.version == version and event.state in (PROMOTED, REJECTED):
-                return event
+        decision = announcements.decision("policy", version)
+        if decision is not None:
+            return decision
         if time.monotonic() >= deadline:
             log.warning("the gate has not decided on %s yet", version)
             return None

@@ -1,77 +1,238 @@
-"""From the log into the join store: polls, sets poison aside, and remembers positions with the events."""
+"""From the log into the join store: polls, sets poison aside, and remembers positions with the events.
+
+Several trainers, each with a state of its own, share the partitions of one consumer group. The store's positions are
+the truth and the group's committed offsets only show the lag: a partition that comes from another trainer is read from
+where *this* store has read it, and a record that does not follow on what the store has is not applied.
+"""
 
 import logging
+import time
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
-from anyloop.log import FEEDBACK, RESPONSES, Consumer, EventLog, PoisonEvent, Record
+from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, EventLog, PoisonEvent, Record
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
-from trainer.join_store import JoinStore
+from trainer.fault_points import FaultPoint, reached
+from trainer.join_store import JoinStore, Unjoined
 
 log = logging.getLogger(__name__)
 
 GROUP = "anyloop.trainer"
 TOPICS = (RESPONSES, FEEDBACK)
+_LAG_EVERY_S = 5.0
+_PATIENCE_S = 30.0  # of `drain`: longer than a killed member of the group keeps its partitions
+
+Place = tuple[str, int]
+Consumed = dict[Place, int]
 
 
 class Intake:
-    """The trainer's consumer. The store's positions are the truth; the group's committed offsets only show the lag."""
+    """Opening it asks nothing of the log; every method may raise LogError and may then be called again.
 
-    def __init__(self, event_log: EventLog, store: JoinStore) -> None:
+    `consumed`: how far checkpoints had read the log, and `dedupe_s`: how long their feedback is remembered. Records
+    that were consumed and are older are left out when a lost state is rebuilt, for their ids are forgotten.
+    """
+
+    def __init__(
+        self, event_log: EventLog, store: JoinStore, consumed: Consumed | None = None, dedupe_s: float = float("inf")
+    ) -> None:
         self._log, self._store = event_log, store
-        self._consumer: Consumer = event_log.consumer(GROUP, list(TOPICS))
-        known = store.positions()
-        for topic in TOPICS:
-            for partition in event_log.end_offsets(topic):
-                self._consumer.seek(topic, partition, known.get((topic, partition), 0))
+        self._consumed, self._dedupe_s = consumed or {}, dedupe_s
+        self._consumer: Consumer | None = None
+        self._at = store.positions()
+        self._handled: dict[Place, int] = {}  # partitions held: up to where others have set poison aside
+        self._lag_told = 0.0
 
     def poll(self, timeout: float) -> tuple[int, int]:
-        """Takes what is there. Returns (records read, new feedback events)."""
-        records = self._consumer.poll(max_records=1000, timeout=timeout)
+        """Takes what is there. Returns (records applied, new feedback events)."""
+        consumer = self._open()
+        records = consumer.poll(max_records=1000, timeout=timeout)
+        reached(FaultPoint.POLLED)
+        self._note_held(consumer)
+        applied, new = self._apply(self._following(records))
+        self._align(consumer)
+        if records:
+            self._commit(consumer)
+        self._tell_lag()
+        return applied, new
+
+    def held(self) -> set[int]:
+        """The feedback partitions that are this trainer's at present."""
+        return {part for topic, part in self._positions() if topic == FEEDBACK}
+
+    def drain(self, timeout: float = 2.0) -> int:
+        """Reads to the present end of all partitions that can be had. Returns the new feedback events."""
+        ends = {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
+        total, deadline = 0, time.monotonic() + _PATIENCE_S
+        while left := {place for place, end in ends.items() if self._at.get(place, 0) < end}:
+            read, new = self.poll(timeout)
+            total += new
+            if read:
+                deadline = time.monotonic() + _PATIENCE_S
+            elif time.monotonic() > deadline:
+                if not self.held():
+                    raise TimeoutError("the log gave this trainer no partition: others hold all of them")
+                log.warning("going on without %d partitions, which other trainers hold: %s", len(left), sorted(left))
+                break
+        return total
+
+    def dead_letter(self, one: Unjoined, reason: str) -> None:
+        """Feedback from the store to the dead letters; durable when it returns."""
+        event, key = one.event, one.event.feedback.conversation_id or one.event.feedback.response_id
+        said = datetime.fromtimestamp(event.created_unix_ms / 1000, UTC)
+        letter = Event(event.feedback_id, "trainer", event.DESCRIPTOR.full_name, said, key, event.SerializeToString())
+        self._open().dead_letter(Record(FEEDBACK, one.partition, one.offset, said, letter), reason)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    # Where to read
+
+    def _open(self) -> Consumer:
+        if self._consumer is None:
+            ends = {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
+            for place, end in ends.items():
+                if end < self._at.get(place, 0):
+                    log.error("%s/%d ends at %d, %d were read: it was made anew", *place, end, self._at[place])
+                    self._at[place] = 0
+            consumer = self._log.consumer(GROUP, list(TOPICS))
+            for (topic, partition), at in ((place, self._at.get(place, 0)) for place in ends):
+                consumer.seek(topic, partition, at)
+            self._consumer = consumer
+        return self._consumer
+
+    def _positions(self) -> dict[Place, int]:
+        return self._consumer.positions() if self._consumer is not None else {}
+
+    def _note_held(self, consumer: Consumer) -> None:
+        held = consumer.positions().keys()
+        for topic in {topic for topic, _ in held - self._handled.keys()}:
+            committed = self._log.committed(GROUP, topic)
+            self._handled |= {place: committed.get(place[1], 0) for place in held if place[0] == topic}
+        self._handled = {place: upto for place, upto in self._handled.items() if place in held}
+
+    def _following(self, records: Sequence[Record]) -> list[Record]:
+        """The records that continue what the store has."""
+        at = dict(self._at)
+        kept, elsewhere = [], set()
+        for record in records:
+            place = record.topic, record.partition
+            expected = at.get(place, 0)
+            if record.offset < expected or place in elsewhere:
+                continue
+            if record.offset > expected and not self._is_gap(place, expected, record.offset):
+                elsewhere.add(place)
+                continue
+            kept.append(record)
+            at[place] = record.offset + 1
+        return kept
+
+    def _is_gap(self, place: Place, expected: int, found: int) -> bool:
+        """Whether the log itself has nothing from `expected` up to `found`, by retention or compaction."""
+        first = next(iter(self._log.read(place[0], partition=place[1], offset=expected, limit=1)), None)
+        if first is not None and first.offset < found:
+            return False
+        if place in self._at:  # else nothing of it was ever read: the log is older than this state
+            log.warning("%s/%d: %d records were gone before they were read", *place, found - expected)
+            metrics.TRAINER_GAP.labels(place[0]).inc(found - expected)
+        return True
+
+    def _align(self, consumer: Consumer) -> None:
+        """Sets partitions that stand elsewhere, such as those taken over from another trainer, to the store's place."""
+        for place, stands in consumer.positions().items():
+            at = self._at.get(place, 0)
+            if stands > at and self._is_gap(place, at, stands):
+                self._at[place] = stands
+                self._store.apply([], [], {place: stands})
+            elif stands != at:
+                consumer.seek(*place, at)
+
+    def _commit(self, consumer: Consumer) -> None:
+        try:
+            consumer.commit({place: self._at[place] for place in consumer.positions() if place in self._at})
+        except CommitFailed as error:  # the store has what was read; whoever holds the partition now reads it too
+            log.info("not committed: %s", error)
+        reached(FaultPoint.COMMITTED)
+
+    def _tell_lag(self) -> None:
+        if time.monotonic() - self._lag_told > _LAG_EVERY_S:
+            self._lag_told = time.monotonic()
+            for topic in TOPICS:
+                metrics.LOG_LAG.labels(GROUP, topic).set(self._log.lag(GROUP, [topic]))
+
+    # What to make of it
+
+    def _apply(self, records: Collection[Record]) -> tuple[int, int]:
         if not records:
             return 0, 0
         responses, feedback = [], []
-        positions: dict[tuple[str, int], int] = {}
+        places: dict[str, tuple[int, int]] = {}
+        positions: dict[Place, int] = {}
         for record in records:
+            positions[record.topic, record.partition] = record.offset + 1
+            if self._forgotten(record):
+                metrics.TRAINER_LEFT_OUT.labels("beyond_dedupe_window").inc()
+                continue
             message = self._message(record)
             if isinstance(message, events_pb2.ResponseEvent):
                 responses.append(message)
             elif isinstance(message, events_pb2.FeedbackEvent):
                 feedback.append(message)
-            positions[record.topic, record.partition] = record.offset + 1
-        new = self._store.apply(responses, feedback, positions)
-        self._consumer.commit()
-        for topic in TOPICS:
-            metrics.LOG_LAG.labels(GROUP, topic).set(self._log.lag(GROUP, [topic]))
+                places.setdefault(message.feedback_id, (record.partition, record.offset))
+        new = self._store.apply(responses, feedback, positions, places)
+        self._at |= positions
+        if new < len(feedback):
+            metrics.TRAINER_LEFT_OUT.labels("duplicate").inc(len(feedback) - new)
+        reached(FaultPoint.APPLIED)
         return len(records), new
 
-    def drain(self, timeout: float = 2.0) -> int:
-        """Reads to the present end of the topics. Returns the new feedback events."""
-        ends = {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
-        total = 0
-        deadline = datetime.now(UTC).timestamp() + 30 * timeout
-        while datetime.now(UTC).timestamp() < deadline:
-            at = self._store.positions()
-            if all(at.get(place, 0) >= end for place, end in ends.items()):
-                return total
-            total += self.poll(timeout)[1]
-        raise TimeoutError("the log did not deliver all its records in time: another trainer may hold its partitions")
-
-    def close(self) -> None:
-        self._consumer.close()
+    def _forgotten(self, record: Record) -> bool:
+        if record.offset >= self._consumed.get((record.topic, record.partition), 0):
+            return False
+        return record.topic == FEEDBACK and time.time() - record.time.timestamp() > self._dedupe_s
 
     def _message(self, record: Record) -> object:
+        expected = events_pb2.ResponseEvent if record.topic == RESPONSES else events_pb2.FeedbackEvent
         try:
             message = record.event.unwrap()
         except PoisonEvent as error:
-            self._set_aside(record, str(error))
-            return None
-        expected = events_pb2.ResponseEvent if record.topic == RESPONSES else events_pb2.FeedbackEvent
-        if not isinstance(message, expected):
-            self._set_aside(record, f"{record.event.type} does not belong on {record.topic}")
-            return None
-        return message
+            fault = str(error)
+        else:
+            if isinstance(message, expected):
+                fault = fault_of(message)
+            else:
+                fault = f"{record.event.type} does not belong on {record.topic}"
+            if not fault:
+                return message
+        self._set_aside(record, fault)
+        return None
 
     def _set_aside(self, record: Record, reason: str) -> None:
-        log.error("%s/%d@%d goes to the dead letters: %s", record.topic, record.partition, record.offset, reason)
-        self._consumer.dead_letter(record, reason)
+        place = record.topic, record.partition
+        if record.offset < self._handled.get(place, 0):
+            return  # by whoever held the partition before, or by a state that is lost
+        log.error("%s/%d@%d goes to the dead letters: %s", *place, record.offset, reason)
+        self._open().dead_letter(record, reason)
+        reached(FaultPoint.SET_ASIDE)
+
+
+def fault_of(message: events_pb2.ResponseEvent | events_pb2.FeedbackEvent) -> str:
+    """Why a message that can be read is of no use; "" when nothing speaks against it."""
+    if isinstance(message, events_pb2.ResponseEvent):
+        if not message.response_id:
+            return "a response without an id"
+        tokens, logprobs = len(message.output_token_ids), len(message.output_logprobs)
+        if logprobs not in (0, tokens):
+            return f"a response with {tokens} tokens and {logprobs} log-probabilities"
+        return ""
+    said = message.feedback
+    if not message.feedback_id:
+        return "feedback without an id"
+    if not said.response_id and not said.conversation_id:
+        return "feedback that names neither a response nor a conversation"
+    wrong = [f"{name}={rating}" for name, rating in said.ratings.items() if not 0 <= rating <= 1]
+    return f"ratings outside 0 to 1: {', '.join(wrong)}" if wrong else ""

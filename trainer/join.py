@@ -87,17 +87,5 @@ def distinct(feedback: Iterable[events_pb2.FeedbackEvent]) -> list[events_pb2.Fe
     return kept
 
 
-def cap_per_principal(joined: Sequence[Joined], limit: int, total: int) -> list[Joined]:
-    """The first `limit` of each principal, `total` at most, so that no single voice fills a round. The rest waits."""
-    count: dict[str, int] = {}
-    kept: list[Joined] = []
-    for one in joined:
-        principal = one.feedback.principal
-        if count.get(principal, 0) < limit and len(kept) < total:
-            count[principal] = count.get(principal, 0) + 1
-            kept.append(one)
-    return kept
-
-
 def _response_order(response: events_pb2.ResponseEvent) -> tuple[int, bytes]:
     return response.created_unix_ms, response.SerializeToString(deterministic=True)

@@ -1,42 +1,37 @@
-"""The trainer's durable state: events seen, log positions consumed, rounds and what they used. One SQLite file.
-
-One process owns it at a time: two would both resume the open round.
+"""The trainer's durable state: events seen, log positions consumed, rounds and what they used.
 
 Events and the positions behind them are written in one transaction, and a round claims its feedback in one transaction.
 So a process killed anywhere resumes with nothing lost and nothing used twice, whatever the log delivers again.
+
+Joining costs what is new: an event is looked at when it comes in and when what it names comes in, not at every poll.
 """
 
-import fcntl
 import json
-import os
-import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from protos.anyloop.v1 import events_pb2
-from trainer.join import Joined, cap_per_principal, distinct, join, named_responses
+from trainer.join import Joined, distinct, join, named_responses
+from trainer.state_file import StateFile, StateInUse
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS response (id TEXT PRIMARY KEY, conversation TEXT, created INTEGER, data BLOB) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS response_conversation ON response (conversation);
-CREATE TABLE IF NOT EXISTS feedback (
-  id TEXT PRIMARY KEY, principal TEXT, key TEXT, created INTEGER, arrived REAL, data BLOB,
-  round INTEGER, orphan INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX IF NOT EXISTS feedback_key ON feedback (principal, key) WHERE key != '';
-CREATE INDEX IF NOT EXISTS feedback_round ON feedback (round);
-CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS position (topic TEXT, partition INTEGER, next INTEGER, PRIMARY KEY (topic, partition));
-CREATE TABLE IF NOT EXISTS round (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, offsets TEXT NOT NULL, started REAL NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, outcome TEXT NOT NULL DEFAULT ''
-);
-"""
-ELSEWHERE = 0  # round of feedback that a checkpoint made by an earlier, lost state used; real rounds count from 1
+__all__ = ["JoinStore", "Offsets", "Round", "StateInUse", "Unjoined"]
+
+ELSEWHERE = 0  # `feedback.round` where a checkpoint that is not of this state's rounds used it; rounds count from 1
+LEFT_OUT = -1  # late, or waited too long
+_NEVER_LATE = 2**62
+
+# When a row of `feedback` joins, how long after the response it was said; else NULL.
+_DELAY = """max(0, CASE WHEN response != ''
+  THEN (SELECT feedback.created - r.created FROM response r WHERE r.id = feedback.response)
+  ELSE (SELECT feedback.created - max(r.created) FROM response r
+        WHERE r.conversation = feedback.conversation AND r.created <= feedback.created) END)"""
+_SETTLE = (
+    f"UPDATE feedback SET delay = {_DELAY} WHERE round IS NULL AND delay IS NULL"
+    " AND (worse = '' OR EXISTS (SELECT 1 FROM response w WHERE w.id = worse)) AND "
+)
 
 Offsets = dict[str, dict[str, int]]
 
@@ -52,36 +47,31 @@ class Round:
     attempts: int
 
 
-class StateInUse(Exception):
-    """Another trainer owns the state."""
+@dataclass(frozen=True)
+class Unjoined:
+    """Feedback beyond the join window: said too late, or still without its response."""
+
+    event: events_pb2.FeedbackEvent
+    partition: int
+    offset: int
+    late: bool
 
 
 class JoinStore:
-    """Not thread-safe: the learner's loop owns it. Raises StateInUse while another process has it open."""
+    """Not thread-safe: the learner's loop owns it. Raises StateInUse while another process has it open.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(path.with_suffix(".lock"))
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(SCHEMA)
-        self._db.execute(
-            "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (uuid.uuid4().hex[:12],)
-        )
-        self._identity = str(self._db.execute("SELECT id FROM identity").fetchone()[0])
+    `late_after_s`: feedback said longer than this after its response is not ready; None takes all.
+    """
+
+    def __init__(self, path: Path, late_after_s: float | None = None) -> None:
+        self._db = StateFile(path)
+        self._late_ms = _NEVER_LATE if late_after_s is None else int(late_after_s * 1000)
+        if self._db.migrated:
+            self._db.execute(_SETTLE + "1")
 
     def close(self) -> None:
         """Idempotent."""
         self._db.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing of the log has been consumed: this state is new, or its making was interrupted."""
-        return not self.positions()
 
     # Events in
 
@@ -90,130 +80,170 @@ class JoinStore:
         responses: Iterable[events_pb2.ResponseEvent],
         feedback: Iterable[events_pb2.FeedbackEvent],
         positions: Mapping[tuple[str, int], int],
+        places: Mapping[str, tuple[int, int]] | None = None,
     ) -> int:
-        """Adds what is new, moves the positions; all or nothing. Returns how many feedback events were new."""
-        with self._transaction():
-            for response in responses:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?)",
-                    (
-                        response.response_id,
-                        response.conversation_id,
-                        response.created_unix_ms,
-                        response.SerializeToString(),
-                    ),
-                )
-            new = 0
+        """Adds what is new, moves the positions; all or nothing. Returns how many feedback events were new.
+
+        `places`: (partition, offset) by feedback id.
+        """
+        new = 0
+        now = time.time()
+        with self._db.transaction():
             for event in feedback:
-                new += self._db.execute(
-                    "INSERT OR IGNORE INTO feedback (id, principal, key, created, arrived, data)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        event.feedback_id,
-                        event.principal,
-                        event.idempotency_key,
-                        event.created_unix_ms,
-                        time.time(),
-                        event.SerializeToString(),
-                    ),
-                ).rowcount
-            for (topic, partition), following in positions.items():
-                self._db.execute(
-                    "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next = max(next, excluded.next)",
-                    (topic, partition, following),
-                )
+                new += self._insert_feedback(event, now, (places or {}).get(event.feedback_id, (0, 0)))
+            for response in responses:
+                self._insert_response(response, now)
+            self._move(positions)
         return new
+
+    def _insert_feedback(self, event: events_pb2.FeedbackEvent, now: float, place: tuple[int, int]) -> int:
+        said = event.feedback
+        names = (said.response_id, said.preferred_over, said.conversation_id)
+        new = self._db.execute(
+            "INSERT OR IGNORE INTO feedback"
+            " (id, principal, key, created, arrived, data, response, worse, conversation, part, pos)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                event.feedback_id,
+                event.principal,
+                event.idempotency_key,
+                event.created_unix_ms,
+                now,
+                event.SerializeToString(),
+                *names,
+                *place,
+            ),
+        ).rowcount
+        if new:
+            self._db.execute(_SETTLE + "id = ?", (event.feedback_id,))
+        return int(new)
+
+    def _insert_response(self, event: events_pb2.ResponseEvent, now: float) -> None:
+        row = (event.response_id, event.conversation_id, event.created_unix_ms, event.SerializeToString(), now)
+        if self._db.execute("INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?, ?)", row).rowcount:
+            self._db.execute(_SETTLE + "response = ?", (event.response_id,))
+            self._db.execute(_SETTLE + "worse = ?", (event.response_id,))
+            self._db.execute(_SETTLE + "conversation = ? AND response = ''", (event.conversation_id,))
+
+    def _move(self, positions: Mapping[tuple[str, int], int]) -> None:
+        for (topic, partition), following in positions.items():
+            self._db.execute("INSERT OR REPLACE INTO position VALUES (?, ?, ?)", (topic, partition, following))
 
     def positions(self) -> dict[tuple[str, int], int]:
         """The next offset to read, by (topic, partition)."""
-        return {
-            (topic, partition): following for topic, partition, following in self._db.execute("SELECT * FROM position")
-        }
-
-    def mark_used(self, feedback_ids: Iterable[str]) -> None:
-        """Feedback that checkpoints contain already, when this state is younger than they: it does not count again."""
-        with self._transaction():
-            self._db.executemany(
-                "INSERT OR IGNORE INTO feedback (id, principal, key, created, arrived, data, round)"
-                " VALUES (?, '', '', 0, 0, x'', ?)",
-                [(name, ELSEWHERE) for name in feedback_ids],
-            )
+        return {(topic, part): following for topic, part, following in self._db.rows("SELECT * FROM position")}
 
     # What is ready
 
-    def ready(self) -> list[Joined]:
-        """Feedback that no round has claimed and whose responses are known, oldest first."""
-        rows = self._db.execute("SELECT data FROM feedback WHERE round IS NULL")
-        return self._join(events_pb2.FeedbackEvent.FromString(data) for (data,) in rows)
+    def ready(self, held: Collection[int] | None = None) -> tuple[int, float]:
+        """How much feedback of the `held` partitions (None: of all) could be claimed, and when the first of it arrived
+        (Unix seconds; now for none)."""
+        count, oldest = self._db.rows(
+            f"SELECT count(*), min(arrived) FROM feedback WHERE {self._claimable(held)}",
+        )[0]
+        return int(count), time.time() if oldest is None else float(oldest)
 
-    def oldest_arrival(self, joined: Iterable[Joined]) -> float:
-        """When the first of `joined` arrived, Unix seconds; now for none."""
-        ids = [one.feedback.feedback_id for one in joined]
-        found = [
-            arrived
-            for group in _groups(ids)
-            for (arrived,) in self._db.execute(
-                f"SELECT min(arrived) FROM feedback WHERE id IN ({','.join('?' * len(group))})", group
-            )
-        ]
-        return min(found, default=time.time())
+    def waiting(self) -> int:
+        """Feedback that has not joined."""
+        return int(self._db.rows("SELECT count(*) FROM feedback WHERE round IS NULL AND delay IS NULL")[0][0])
 
     def flag_orphans(self, older_than: float) -> list[str]:
-        """Unclaimed feedback that arrived before `older_than` (Unix seconds) and joins nothing yet; each told once."""
-        rows = self._db.execute(
-            "SELECT data FROM feedback WHERE round IS NULL AND orphan = 0 AND arrived < ?", (older_than,)
-        ).fetchall()
-        events = [events_pb2.FeedbackEvent.FromString(data) for (data,) in rows]
-        joined = {one.feedback.feedback_id for one in self._join(events)}
-        orphans = [event.feedback_id for event in events if event.feedback_id not in joined]
-        with self._transaction():
-            self._db.executemany("UPDATE feedback SET orphan = 1 WHERE id = ?", [(name,) for name in orphans])
+        """Feedback that arrived before `older_than` (Unix seconds) and joins nothing yet; each told once."""
+        where = "round IS NULL AND delay IS NULL AND arrived < ? AND orphan = 0"
+        orphans = [name for (name,) in self._db.rows(f"SELECT id FROM feedback WHERE {where}", (older_than,))]
+        if orphans:
+            self._db.execute(f"UPDATE feedback SET orphan = 1 WHERE {where}", (older_than,))
         return orphans
+
+    def overdue(self, waiting_since: float, held: Collection[int] | None = None, limit: int = 500) -> list[Unjoined]:
+        """Feedback said too late, and feedback that arrived before `waiting_since` (Unix seconds) and never joined."""
+        rows = self._db.rows(
+            "SELECT data, part, pos, delay FROM feedback WHERE round IS NULL AND delay IS NULL AND arrived < ?"
+            f"{_within(held)} UNION ALL SELECT data, part, pos, delay FROM feedback"
+            f" WHERE round IS NULL AND delay IS NOT NULL AND delay > {self._late_ms}{_within(held)} LIMIT ?",
+            (waiting_since, limit),
+        )
+        return [
+            Unjoined(events_pb2.FeedbackEvent.FromString(data), part or 0, pos or 0, delay is not None)
+            for data, part, pos, delay in rows
+        ]
+
+    def leave_out(self, feedback_ids: Iterable[str]) -> None:
+        """No round will claim these any more."""
+        with self._db.transaction():
+            for name in feedback_ids:
+                self._db.execute("UPDATE feedback SET round = ? WHERE id = ? AND round IS NULL", (LEFT_OUT, name))
 
     # Rounds
 
-    def begin_round(self, max_per_principal: int, max_feedback: int) -> Round | None:
-        """Claims the ready feedback for a new round; None when there is none."""
-        with self._transaction():
-            claimed = cap_per_principal(self.ready(), max_per_principal, max_feedback)
-            if not claimed:
+    def begin_round(
+        self,
+        max_per_principal: int,
+        max_feedback: int,
+        held: Collection[int] | None = None,
+        used: Container[str] = (),
+    ) -> Round | None:
+        """Claims ready feedback of the `held` partitions for a new round, oldest first; None when there is none.
+
+        What is in `used`, checkpoints have learned from already: it does not count again. No principal brings more than
+        `max_per_principal`, so that no single voice fills a round; the rest waits.
+        """
+        with self._db.transaction():
+            while True:
+                rows = self._db.rows(
+                    "SELECT id FROM ("
+                    "SELECT id, created, row_number() OVER (PARTITION BY principal ORDER BY created, id) AS turn"
+                    f" FROM feedback WHERE {self._claimable(held)}"
+                    ") WHERE turn <= ? ORDER BY created, id LIMIT ?",
+                    (max_per_principal, max_feedback),
+                )
+                spent = [name for (name,) in rows if name in used]
+                if not spent:
+                    break
+                self._assign(ELSEWHERE, spent)
+            if not rows:
                 return None
             offsets: Offsets = {}
             for (topic, partition), following in self.positions().items():
                 offsets.setdefault(topic, {})[str(partition)] = following
-            cursor = self._db.execute(
-                "INSERT INTO round (state, offsets, started) VALUES ('open', ?, ?)", (json.dumps(offsets), time.time())
-            )
-            self._db.executemany(
-                "UPDATE feedback SET round = ? WHERE id = ?",
-                [(cursor.lastrowid, one.feedback.feedback_id) for one in claimed],
-            )
+            # The key is drawn: a state that comes back from a copy must not take another round's version for its own.
+            key = f"{self._db.identity}-{uuid.uuid4().hex[:8]}"
+            round_id = self._db.execute(
+                "INSERT INTO round (state, offsets, started, key) VALUES ('open', ?, ?, ?)",
+                (json.dumps(offsets), time.time(), key),
+            ).lastrowid
+            assert round_id is not None
+            self._assign(round_id, [name for (name,) in rows])
         return self.open_round()
 
     def open_round(self) -> Round | None:
         """The round that is not finished: the one running, or the one a killed process left."""
-        row = self._db.execute("SELECT id, offsets, started, attempts FROM round WHERE state = 'open'").fetchone()
-        return Round(row[0], f"{self._identity}-{row[0]}", json.loads(row[1]), row[2], row[3]) if row else None
+        rows = self._db.rows("SELECT id, key, offsets, started, attempts FROM round WHERE state = 'open'")
+        return Round(rows[0][0], rows[0][1], json.loads(rows[0][2]), *rows[0][3:]) if rows else None
+
+    def release(self, feedback_ids: Iterable[str]) -> None:
+        """Takes out of its round what turned out to be used by another trainer's checkpoint."""
+        with self._db.transaction():
+            self._assign(ELSEWHERE, feedback_ids)
 
     def count_attempt(self, round_id: int) -> int:
         self._db.execute("UPDATE round SET attempts = attempts + 1 WHERE id = ?", (round_id,))
-        return int(self._db.execute("SELECT attempts FROM round WHERE id = ?", (round_id,)).fetchone()[0])
+        return int(self._db.rows("SELECT attempts FROM round WHERE id = ?", (round_id,))[0][0])
 
     def finish_round(self, round_id: int, outcome: str) -> None:
         self._db.execute("UPDATE round SET state = 'finished', outcome = ? WHERE id = ?", (outcome, round_id))
 
     def claimed(self, round_id: int) -> list[Joined]:
         """The joined feedback of a round."""
-        rows = self._db.execute("SELECT data FROM feedback WHERE round = ?", (round_id,))
-        return self._join(events_pb2.FeedbackEvent.FromString(data) for (data,) in rows)
+        return self._join(data for (data,) in self._db.rows("SELECT data FROM feedback WHERE round = ?", (round_id,)))
 
     def earlier(self, before_round: int, limit: int) -> list[Joined]:
         """Joined feedback of finished rounds, the newest `limit`, for replay beside a round's own."""
-        rows = self._db.execute(
-            "SELECT data FROM feedback WHERE round > 0 AND round < ? ORDER BY created DESC LIMIT ?",
+        rows = self._db.rows(
+            "SELECT data FROM feedback WHERE round > 0 AND round < ? AND data != x'' ORDER BY created DESC LIMIT ?",
             (before_round, limit),
         )
-        return self._join(events_pb2.FeedbackEvent.FromString(data) for (data,) in rows)
+        return self._join(data for (data,) in rows)
 
     def counts(self) -> dict[str, int]:
         """Sizes for the status: responses, feedback, unclaimed, orphans, rounds finished."""
@@ -221,60 +251,57 @@ class JoinStore:
             "responses": "SELECT count(*) FROM response",
             "feedback": "SELECT count(*) FROM feedback",
             "unclaimed": "SELECT count(*) FROM feedback WHERE round IS NULL",
-            "orphans": "SELECT count(*) FROM feedback WHERE round IS NULL AND orphan = 1",
+            "orphans": "SELECT count(*) FROM feedback WHERE round IS NULL AND delay IS NULL AND orphan = 1",
             "rounds": "SELECT count(*) FROM round WHERE state = 'finished'",
         }
-        return {name: int(self._db.execute(query).fetchone()[0]) for name, query in queries.items()}
+        return {name: int(self._db.rows(query)[0][0]) for name, query in queries.items()}
 
-    def prune(self, older_than: float) -> int:
-        """Deletes responses made before `older_than` (Unix seconds), and the content of used feedback as old.
+    def prune(self, older_than: float, forget_before: float = 0.0) -> int:
+        """Deletes responses that arrived before `older_than` (Unix seconds) and the content of used feedback as old;
+        forgets even the ids of what was used or left out and arrived before `forget_before`.
 
-        Ids of used feedback stay, so that nothing counts twice. Returns the number of responses deleted.
+        What a round may yet claim stays. Returns the number of responses deleted.
         """
-        before = int(older_than * 1000)
-        with self._transaction():
+        settled = "round <= 0 OR round IN (SELECT id FROM round WHERE state = 'finished')"
+        unclaimed = "SELECT 1 FROM feedback f WHERE f.round IS NULL AND f.delay IS NOT NULL AND f."
+        with self._db.transaction():
+            self._db.execute("DELETE FROM feedback WHERE arrived < ? AND (" + settled + ")", (forget_before,))
             self._db.execute(
-                "UPDATE feedback SET round = ?, data = x'' WHERE created < ? AND round IN"
-                " (SELECT id FROM round WHERE state = 'finished')",
-                (ELSEWHERE, before),
+                "UPDATE feedback SET data = x'' WHERE arrived < ? AND data != x'' AND (" + settled + ")", (older_than,)
             )
-            gone = self._db.execute("DELETE FROM response WHERE created < ?", (before,)).rowcount
-        return int(gone)
+            return self._db.execute(
+                f"DELETE FROM response WHERE arrived < ? AND NOT EXISTS ({unclaimed}response = response.id)"
+                f" AND NOT EXISTS ({unclaimed}worse = response.id)"
+                f" AND NOT EXISTS ({unclaimed}conversation = response.conversation AND f.response = '')",
+                (older_than,),
+            ).rowcount
 
-    def _join(self, events: Iterable[events_pb2.FeedbackEvent]) -> list[Joined]:
-        feedback = distinct(events)
+    def _claimable(self, held: Collection[int] | None) -> str:
+        return f"round IS NULL AND delay IS NOT NULL AND delay <= {self._late_ms}{_within(held)}"
+
+    def _assign(self, round_id: int, feedback_ids: Iterable[str]) -> None:
+        for name in feedback_ids:
+            self._db.execute("UPDATE feedback SET round = ? WHERE id = ?", (round_id, name))
+
+    def _join(self, stored: Iterable[bytes]) -> list[Joined]:
+        feedback = distinct(events_pb2.FeedbackEvent.FromString(data) for data in stored)
         names = {name for event in feedback for name in named_responses(event)}
         talks = {event.feedback.conversation_id for event in feedback if not event.feedback.response_id}
         responses = {}
         for column, wanted in (("id", names), ("conversation", talks)):
             for group in _groups(sorted(wanted)):
                 marks = ",".join("?" * len(group))
-                for (data,) in self._db.execute(f"SELECT data FROM response WHERE {column} IN ({marks})", group):
+                for (data,) in self._db.rows(f"SELECT data FROM response WHERE {column} IN ({marks})", group):
                     response = events_pb2.ResponseEvent.FromString(data)
                     responses[response.response_id] = response
         return join(feedback, responses.values())[0]
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
-
-def _acquire(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StateInUse(
-            f"another trainer works on {path.parent}: stop it, or give each its own ANYLOOP_HOME"
-        ) from error
-    return descriptor
+def _within(held: Collection[int] | None) -> str:
+    """A condition on the partition. What an earlier release stored without one belongs to whoever has it."""
+    if held is None:
+        return ""
+    return f" AND (part IS NULL OR part IN ({','.join(str(int(part)) for part in sorted(held))}))"
 
 
 def _groups(items: list[str], size: int = 500) -> Iterator[list[str]]:

@@ -23,9 +23,13 @@ class Journal:
         self._path = path
 
     def write(self, event: str, **fields: Any) -> None:
+        """A line that the disk does not take is lost, with a warning: no round fails for its diary."""
         line = json.dumps({"time": time.time(), "event": event, **json_safe(fields)})
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            log.warning("%s lacks a line about a %s: %s", self._path, event, error)
 
     @contextmanager
     def phase(self, round_id: int, name: str, seconds: dict[str, float]) -> Iterator[None]:

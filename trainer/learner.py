@@ -4,9 +4,11 @@ import logging
 import threading
 import time
 
-from anyloop.log import LogError
-from trainer.clients import ServiceError
+from anyloop.registry import Registry
+from anyloop.telemetry import metrics
 from trainer.config import TrainerSettings
+from trainer.failures import cause_of, is_away
+from trainer.fault_points import FaultPoint, reached
 from trainer.intake import Intake
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
@@ -15,6 +17,7 @@ from trainer.rounds import RoundRunner
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 60.0
+_LONGEST_WAIT_FOR_THE_LOG_S = 10.0
 
 
 def should_start(ready: int, quiet_s: float, waited_s: float, settings: TrainerSettings) -> bool:
@@ -26,41 +29,67 @@ def should_start(ready: int, quiet_s: float, waited_s: float, settings: TrainerS
 
 class Learner:
     def __init__(
-        self, intake: Intake, store: JoinStore, runner: RoundRunner, journal: Journal, settings: TrainerSettings
+        self,
+        intake: Intake,
+        store: JoinStore,
+        runner: RoundRunner,
+        registry: Registry,
+        journal: Journal,
+        settings: TrainerSettings,
     ) -> None:
-        self._intake, self._store, self._runner = intake, store, runner
+        self._intake, self._store, self._runner, self._registry = intake, store, runner, registry
         self._journal, self._settings = journal, settings
+        self._last_new = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set."""
+        """Until `stop` is set. While the log or the disk is away it waits, for as long as that takes."""
         self._resume(stop)
-        last_new = time.monotonic()
-        ready, oldest = self._ready()
+        pause = self._settings.retry_s
         while not stop.is_set():
-            read, new = self._intake.poll(self._settings.poll_s)
-            if new:
-                last_new = time.monotonic()
-            if read:
-                ready, oldest = self._ready()
-            self._report_orphans()
-            if should_start(ready, time.monotonic() - last_new, time.time() - oldest, self._settings):
-                claimed = self._store.begin_round(self._settings.max_per_principal, self._settings.max_feedback)
-                if claimed:
-                    self._complete(claimed, stop)
-                ready, oldest = self._ready()
+            try:
+                self._turn(stop)
+                pause = self._settings.retry_s
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                metrics.TRAINER_FAILURES.labels(cause_of(error)).inc()
+                log.warning("the learner waits %.1f s: %s", pause, error)
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_FOR_THE_LOG_S)
 
     def once(self) -> bool:
         """Reads the log to its end and runs one round, or the one left open. False when there was nothing to learn.
 
-        Raises what keeps the services away; the round stays open for the next start.
+        Raises what keeps log or services away; the round stays open for the next start.
         """
-        stop = None
-        if self._resume(stop):
+        if self._resume(None):
             return True
         self._intake.drain()
-        claimed = self._store.begin_round(self._settings.max_per_principal, self._settings.max_feedback)
+        self._see_to_late_ones()
+        return self._learn(None)
+
+    def _turn(self, stop: threading.Event) -> None:
+        _, new = self._intake.poll(self._settings.poll_s)
+        if new:
+            self._last_new = time.monotonic()
+        self._see_to_late_ones()
+        ready, oldest = self._store.ready(self._intake.held())
+        metrics.TRAINER_FEEDBACK.labels("ready").set(ready)
+        metrics.TRAINER_FEEDBACK.labels("waiting").set(self._store.waiting())
+        if should_start(ready, time.monotonic() - self._last_new, time.time() - oldest, self._settings):
+            self._learn(stop)
+
+    def _learn(self, stop: threading.Event | None) -> bool:
+        settings = self._settings
+        claimed = self._store.begin_round(
+            settings.max_per_principal,
+            settings.max_feedback,
+            self._intake.held(),
+            self._registry.used_feedback("policy"),
+        )
         if claimed is None:
             return False
+        reached(FaultPoint.CLAIMED)
         self._complete(claimed, stop)
         return True
 
@@ -75,19 +104,21 @@ class Learner:
     def _complete(self, claimed: Round, stop: threading.Event | None) -> None:
         """Runs a round, again after a failure, until it has an outcome. It stays open when `stop` comes in between.
 
-        A round that fails by its own fault is closed after some attempts. While a service or the log is away it waits,
-        for as long as that takes (without `stop`, some attempts): the feedback it holds would be lost with it.
+        A round that fails by its own fault is closed after some attempts. While a service, the log or the disk is away
+        it waits, for as long as that takes (without `stop`, some attempts): the feedback it holds would be lost with
+        it.
         """
         pause = self._settings.retry_s
         failures = 0
         while stop is None or not stop.is_set():
             try:
-                outcome = self._runner.run(claimed)
+                self._store.finish_round(claimed.id, self._runner.run(claimed))
             except Exception as error:
                 failures += 1
-                away = _is_away(error)
+                away = is_away(error)
                 # Only failures count, not kills: a round that was interrupted is as good as new.
                 attempts = failures if away else self._store.count_attempt(claimed.id)
+                metrics.TRAINER_FAILURES.labels(cause_of(error)).inc()
                 log.exception("round %d failed (attempt %d)", claimed.id, attempts)
                 self._journal.write("failure", round=claimed.id, attempt=attempts, reason=str(error))
                 if attempts >= self._settings.round_attempts and not away:
@@ -98,21 +129,35 @@ class Learner:
                 (stop or threading.Event()).wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
-                self._store.finish_round(claimed.id, outcome)
-                self._store.prune(time.time() - 86400 * self._settings.retention_days)
+                reached(FaultPoint.FINISHED)
+                self._prune()
                 return
 
-    def _ready(self) -> tuple[int, float]:
-        joined = self._store.ready()
-        return len(joined), self._store.oldest_arrival(joined)
+    def _prune(self) -> None:
+        now, day = time.time(), 86400
+        try:
+            self._store.prune(now - day * self._settings.retention_days, now - day * self._settings.dedupe_days)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            log.warning("old events stay until the next round: %s", error)
+        reached(FaultPoint.PRUNED)
 
-    def _report_orphans(self) -> None:
-        orphans = self._store.flag_orphans(time.time() - self._settings.orphan_after_s)
+    def _see_to_late_ones(self) -> None:
+        """Reports feedback without a response, and leaves out what lies beyond the join window as the settings say."""
+        settings, now = self._settings, time.time()
+        orphans = self._store.flag_orphans(now - settings.orphan_after_s)
         if orphans:
             log.warning("%d feedback events name no known response, such as %s", len(orphans), orphans[0])
             self._journal.write("orphans", count=len(orphans), feedback_ids=orphans[:20])
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether something the round needs could not be reached: no fault of the round's."""
-    return (isinstance(error, ServiceError) and error.away) or (isinstance(error, LogError) and error.retriable)
+        patience = 86400 * settings.dedupe_days if settings.late_feedback == "join" else 3600 * settings.join_window_h
+        while overdue := self._store.overdue(now - patience, self._intake.held()):
+            for one in overdue:
+                reason = "late" if one.late else "unjoined"
+                if settings.late_feedback == "dead_letter":
+                    hours = f"{settings.join_window_h:g} hours"
+                    words = f"came more than {hours} after" if one.late else f"found within {hours} no trace of"
+                    self._intake.dead_letter(one, f"{reason} feedback: it {words} its response")
+                metrics.TRAINER_LEFT_OUT.labels(reason).inc()
+            self._store.leave_out(one.event.feedback_id for one in overdue)
+            log.warning("%d pieces of feedback beyond the join window are left out", len(overdue))

@@ -10,6 +10,7 @@ from anyloop.registry import Registry
 from trainer.clients import Sample, SampleRequest, ServiceError, Services, gather
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
+from trainer.fault_points import FaultPoint, reached
 from trainer.ppo import Rollout
 from trainer.publish import publish_weights
 
@@ -38,10 +39,11 @@ async def sample_rollouts(
     asked = [prompts[i % len(prompts)] for i in range(begin, begin + settings.ppo_rollouts)]
     version = policy
     if weights is not None:
-        await clear_rollouts(services, registry)
+        await clear_rollouts(services, registry, key)
         version = f"{ROLLOUT}{key}-{turn}-{uuid.uuid4().hex[:8]}"
         publish_weights(registry, "policy", registry.path(policy), weights, parent_version=policy, version=version)
         await services.stage(version)
+        reached(FaultPoint.ROLLOUTS_STAGED)
     try:
         requests = [
             SampleRequest(seed.prompt, seed.modalities, 1.0, settings.max_answer_tokens, begin + number, version)
@@ -56,7 +58,7 @@ async def sample_rollouts(
         kept = await _repeatable(services, whole, version)
     finally:
         if weights is not None:
-            await clear_rollouts(services, registry)
+            await clear_rollouts(services, registry, key)
     return [Rollout(request.prompt, one.tokens, one.logprobs, request.modalities) for request, one in kept]
 
 
@@ -85,9 +87,10 @@ async def _repeatable(
     return kept
 
 
-async def clear_rollouts(services: Services, registry: Registry) -> None:
-    """Unloads and deletes staged rollout weights, those of a killed run included."""
+async def clear_rollouts(services: Services, registry: Registry, key: str) -> None:
+    """Unloads and deletes the trainer's staged rollout weights, those of a killed run included."""
+    trainer = key.rsplit("-", 1)[0]  # others may be at work on theirs
     for version in registry.versions("policy"):
-        if version.startswith(ROLLOUT):
+        if version.startswith(f"{ROLLOUT}{trainer}-"):
             await services.unstage(version)
             registry.delete(version)

@@ -7,8 +7,9 @@ round can be run again from the start after a kill at any point and has its effe
 import asyncio
 import logging
 import random
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from anyloop.config import Settings
 from anyloop.log import EventLog
-from anyloop.registry import Manifest, Registry, serving_version
+from anyloop.registry import Announcements, Manifest, Registry
 from anyloop.sequence import LayoutError, Segment, Sequencer
+from anyloop.telemetry import metrics
 from protos.anyloop.v1 import types_pb2
 from trainer.batches import TokenSequence
 from trainer.clients import ServiceError, Services, gather
@@ -26,6 +28,7 @@ from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.dpo import train_dpo
 from trainer.examples import Example, Examples, Pair, Seed, form_examples
+from trainer.fault_points import FaultPoint, reached
 from trainer.feedback_modelling import mix, split_held_out, train_critic
 from trainer.handover import (
     PROMOTED,
@@ -34,14 +37,13 @@ from trainer.handover import (
     await_serving,
     observe_delay,
     promote_critic,
-    promotions,
 )
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal, json_safe
 from trainer.ppo import Rollout, train_ppo
-from trainer.publish import publish_weights, published_by_round
+from trainer.publish import UsedElsewhere, publish_weights, published_by_round, refuse_used
 from trainer.reward_model import train_reward_model
 from trainer.rollouts import sample_rollouts
 from trainer.self_improving import SelfImprover, probe_critic
@@ -51,6 +53,12 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_PROGRESS = {
+    "written": FaultPoint.FILES_WRITTEN,
+    "synced": FaultPoint.FILES_SYNCED,
+    "renamed": FaultPoint.FILES_RENAMED,
+}
+
 
 @dataclass
 class Report:
@@ -58,6 +66,7 @@ class Report:
 
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 class RoundRunner:
@@ -74,28 +83,48 @@ class RoundRunner:
         self._settings, self._trainer = settings, trainer
         self._log, self._registry, self._store = event_log, registry, store
         self._journal, self._world = journal, world
+        self._announcements = Announcements(event_log)
 
     def run(self, claimed: Round) -> str:
         """Runs or resumes the round and returns its outcome. Raises whatever keeps it from one."""
-        report = Report()
-        joined = self._store.claimed(claimed.id)
+        while joined := self._store.claimed(claimed.id):
+            try:
+                return self._attempt(claimed, joined, Report())
+            except UsedElsewhere as error:
+                log.warning("round %d: %s; it goes on with the rest", claimed.id, error)
+                if error.lineage == "policy":
+                    self._store.release(error.feedback_ids)
+        return self._close(claimed, Report(), "superseded: other checkpoints used all of its feedback")
+
+    def _attempt(self, claimed: Round, joined: list[Joined], report: Report) -> str:
         report.metrics |= {"feedback": len(joined)} | _kinds(joined)
         candidate = published_by_round(self._registry, "policy", claimed.key)
         if candidate is None:
             candidate = self._learn(claimed, joined, report)
         if candidate is None:
             return self._close(claimed, report, "no candidate: too few pairs")
-        announce_candidate(self._log, candidate)
+        reached(FaultPoint.PUBLISHED)
+        announce_candidate(self._log, self._announcements, candidate)
+        reached(FaultPoint.ANNOUNCED)
         with self._journal.phase(claimed.id, "gate", report.seconds):
-            decision = await_gate(self._log, candidate.version, self._trainer.gate_timeout_s)
+            decision = await_gate(self._announcements, candidate.version, self._trainer.gate_timeout_s)
+        reached(FaultPoint.GATE_DECIDED)
         if decision is not None and decision.state == PROMOTED:
             with self._journal.phase(claimed.id, "policy_swap", report.seconds):
                 self._await_policy(candidate.version, joined)
+            reached(FaultPoint.POLICY_SWAPPED)
         outcome = "undecided" if decision is None else "promoted" if decision.state == PROMOTED else "rejected"
         report.metrics |= {"candidate": candidate.version, "reason": decision.reason if decision else ""}
-        self._registry.prune("policy", self._trainer.keep_checkpoints, {self._serving("policy"), candidate.version})
-        self._registry.prune("critique", self._trainer.keep_checkpoints, {self._serving("critique")})
+        self._prune_registry(candidate.version)
+        reached(FaultPoint.REGISTRY_PRUNED)
         return self._close(claimed, report, outcome)
+
+    def _prune_registry(self, candidate: str) -> None:
+        undecided = {event.version for event in self._announcements.undecided("policy")}
+        keep = self._trainer.keep_checkpoints
+        self._registry.prune("policy", keep, {self._serving("policy"), candidate} | undecided)
+        self._registry.prune("critique", keep, {self._serving("critique")})
+        self._registry.forget(time.time() - 86400 * self._trainer.dedupe_days)
 
     def _learn(self, claimed: Round, joined: list[Joined], report: Report) -> Manifest | None:
         """Everything up to the published candidate; None when there is too little to learn from."""
@@ -103,14 +132,28 @@ class RoundRunner:
         policy = self._serving("policy")
         sequencer = Sequencer.from_pretrained(self._registry.path(policy))
         with self._journal.phase(claimed.id, "examples", report.seconds):
-            examples = self._examples(joined, sequencer)
-        report.metrics |= {"left_out": dict(examples.left_out), "critiques": len(examples.critiques)}
+            # What critique models of other trainers, or of a state that is lost, have learned from.
+            own = published_by_round(self._registry, "critique", claimed.key)
+            told = {
+                name
+                for name, version in self._registry.used_feedback("critique").items()
+                if own is None or version != own.version
+            }
+            examples = self._examples(joined, sequencer, told)
+        reached(FaultPoint.EXAMPLES)
+        report.left_out = examples.left_out
+        report.metrics |= {"critiques": len(examples.critiques)}
 
-        held_out = self._learn_critiques(claimed, examples, sequencer, report)
+        untold = [one for one in joined if one.feedback.feedback_id not in told]
+        held_out = self._learn_critiques(claimed, untold, examples, sequencer, report)
         with self._journal.phase(claimed.id, "self_improving", report.seconds):
             pairs = self._self_improve(claimed, policy, sequencer, examples.seeds, held_out, report)
+        reached(FaultPoint.PAIRS)
         direct = [pair for pair in examples.pairs if self._fits(pair)]
         improved = [pair for pair in pairs if self._fits(pair)]
+        if too_long := len(examples.pairs) + len(pairs) - len(direct) - len(improved):
+            report.left_out["too_long"] += too_long
+        report.metrics |= {"left_out": dict(report.left_out)}
         random.Random(claimed.id).shuffle(improved)
         chosen = (direct + improved)[: trainer.max_pairs]
         report.metrics |= {"pairs_by_origin": dict(Counter(pair.origin for pair in chosen))}
@@ -118,12 +161,13 @@ class RoundRunner:
             return None
         with self._journal.phase(claimed.id, trainer.algorithm, report.seconds):
             trained = self._optimise(claimed, policy, chosen, examples)
+        reached(FaultPoint.TRAINED)
         report.metrics |= trained.metrics
         return self._publish("policy", claimed, policy, trained.tensors, joined, report)
 
     # Examples
 
-    def _examples(self, joined: Sequence[Joined], sequencer: Sequencer) -> Examples:
+    def _examples(self, joined: Sequence[Joined], sequencer: Sequencer, told: Container[str] = ()) -> Examples:
         codes = self._encode_refinements(joined)
 
         def encode(part: types_pb2.ContentPart) -> Segment:
@@ -134,9 +178,8 @@ class RoundRunner:
                 raise LayoutError("this part of a refinement could not be encoded")
             return found
 
-        return form_examples(
-            joined, sequencer, self._trainer, encode, promotions(self._log, "policy") or [self._serving("policy")]
-        )
+        versions = self._announcements.promotions("policy") or [self._serving("policy")]
+        return form_examples(joined, sequencer, self._trainer, encode, versions, told)
 
     def _encode_refinements(self, joined: Sequence[Joined]) -> dict[bytes, Segment]:
         """Codes of every medium in refinements, by the part that holds it."""
@@ -157,7 +200,7 @@ class RoundRunner:
     # Feedback modelling
 
     def _learn_critiques(
-        self, claimed: Round, examples: Examples, sequencer: Sequencer, report: Report
+        self, claimed: Round, joined: Sequence[Joined], examples: Examples, sequencer: Sequencer, report: Report
     ) -> list[Example]:
         """Trains, publishes and promotes the critique model; returns the critiques that only measure it."""
         trainer = self._trainer
@@ -177,16 +220,19 @@ class RoundRunner:
                     held_out + old_held_out[: 2 * len(held_out)],
                     trainer,
                 )
+            reached(FaultPoint.CRITIC_TRAINED)
             report.metrics |= trained.metrics
             if trained.metrics["critique_epochs"]:
-                joined = self._store.claimed(claimed.id)
                 published = self._publish("critique", claimed, parent, trained.tensors, joined, report)
         if published is not None:
             report.metrics["critique_version"] = published.version
             report.metrics |= {name: value for name, value in published.metrics.items() if name.startswith("critique_")}
-            promote_critic(self._log, published)
+            reached(FaultPoint.CRITIC_PUBLISHED)
+            promote_critic(self._log, self._announcements, published)
+            reached(FaultPoint.CRITIC_PROMOTED)
             with self._journal.phase(claimed.id, "critique_swap", report.seconds):
                 self._await_serving("critique", published.version)
+            reached(FaultPoint.CRITIC_SWAPPED)
         return held_out
 
     # Self-improving and optimisation
@@ -250,15 +296,17 @@ class RoundRunner:
         joined: Sequence[Joined],
         report: Report,
     ) -> Manifest:
+        used = sorted(one.feedback.feedback_id for one in joined)
         facts = {
             "round": claimed.id,
             "round_key": claimed.key,
             "algorithm": self._trainer.algorithm,
-            "feedback_ids": sorted(one.feedback.feedback_id for one in joined),
+            "feedback_ids": used,
             "seconds": dict(report.seconds),
         }
         offsets = {f"{GROUP}/{topic}": parts for topic, parts in claimed.offsets.items()}
         path: Path = self._registry.path(parent)
+        reached(FaultPoint.PUBLISHING)
         return publish_weights(
             self._registry,
             lineage,
@@ -267,9 +315,13 @@ class RoundRunner:
             parent_version=parent,
             offsets=offsets,
             metrics=json_safe(report.metrics | facts),
+            check=lambda: refuse_used(self._registry, lineage, used),
+            progress=lambda step: reached(_PROGRESS[step]),
         )
 
     def _close(self, claimed: Round, report: Report, outcome: str) -> str:
+        for reason, count in report.left_out.items():
+            metrics.TRAINER_LEFT_OUT.labels(reason).inc(count)
         self._journal.write(
             "round",
             round=claimed.id,
@@ -285,12 +337,12 @@ class RoundRunner:
     # What the log and the services say
 
     def _serving(self, lineage: str) -> str:
-        version = serving_version(self._log, lineage)
+        version = self._announcements.serving(lineage)
         return version or self._registry.import_base(lineage, self._settings.model_dir).version
 
     def _await_serving(self, lineage: str, version: str) -> None:
         timeout = self._trainer.swap_timeout_s
-        self._with_services(lambda services: await_serving(services, self._log, lineage, version, timeout))
+        self._with_services(lambda services: await_serving(services, self._announcements, lineage, version, timeout))
 
     def _await_policy(self, version: str, joined: Sequence[Joined]) -> None:
         """The round is done whether or not the replica answers; the delay is measured only where it serves."""

@@ -200,13 +200,14 @@ class Registry:
         Raises CheckpointError when there is no such version.
         """
         folder = self.path(version)
-        manifest = None
-        with contextlib.suppress(CheckpointError):  # a damaged one may be deleted too
-            manifest = self.manifest(version)
-        self._retired.add(version, manifest)
-        # One rename makes it invisible; the slow removal is then nobody's concern.
+        self._retired.take(version, folder / MANIFEST)
+        self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        # Nobody looks for it any more; a removal that is cut short is for the next `prune`.
         hidden = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        folder.rename(hidden)
+        with contextlib.suppress(FileNotFoundError):  # another process completes it
+            folder.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
     def used_feedback(self, lineage: str) -> dict[str, str]:
@@ -223,9 +224,9 @@ class Registry:
                 self._learned[version] = self._retired.feedback(version)
         return {name: version for version, (of, used) in self._learned.items() if of == lineage for name in used}
 
-    def forget(self, deleted_before: float) -> None:
-        """Forgets which feedback versions learned from that were deleted before then (Unix seconds)."""
-        for version in self._retired.forget(deleted_before):
+    def forget(self, published_before: float) -> None:
+        """Forgets which feedback deleted versions learned from that were published before then (Unix seconds)."""
+        for version in self._retired.forget(published_before):
             self._learned[version] = "", frozenset()
 
     def prune(self, lineage: str, keep: int, protect: set[str]) -> list[str]:
@@ -239,7 +240,11 @@ class Registry:
         kept = set(versions[len(versions) - keep :]) | protect | {f"{lineage}-000000"}
         doomed = [version for version in versions if version not in kept]
         for version in doomed:
-            self.delete(version)
+            with contextlib.suppress(CheckpointError, FileNotFoundError):  # another process deletes it too
+                self.delete(version)
+        for name in self._retired.names():
+            if (self._root / name).is_dir():  # its deletion was cut short
+                self._remove(self._root / name)
         for entry in self._root.glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - entry.stat().st_mtime < _STALE_TEMPORARY_SECONDS:

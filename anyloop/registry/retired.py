@@ -2,18 +2,15 @@
 
 import json
 import os
-import uuid
 from pathlib import Path
 
 from anyloop.registry.files import sync
-from anyloop.registry.manifest import Manifest
 
 FOLDER = ".retired"
-_KEPT = ("lineage", "parent", "base", "created_unix_ms", "weights_digest")
 
 
 class Retired:
-    """One file per deleted version. An empty one says only that the name was used."""
+    """One file per deleted version, which was its manifest. An empty one says only that the name was used."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / FOLDER
@@ -29,36 +26,26 @@ class Retired:
     def __contains__(self, version: str) -> bool:
         return (self._folder / version).exists()
 
-    def add(self, version: str, manifest: Manifest | None) -> None:
-        """Durable when it returns. `manifest` is None where it cannot be read."""
-        facts = {}
-        if manifest is not None:
-            ids = manifest.metrics.get("feedback_ids", [])
-            facts = {name: getattr(manifest, name) for name in _KEPT} | {"feedback_ids": ids}
-        temporary = self._folder / f".{uuid.uuid4().hex}"
-        try:
-            temporary.write_text(json.dumps(facts) if facts else "", encoding="utf-8")
-            sync(temporary)
-            temporary.replace(self._folder / version)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def take(self, version: str, manifest: Path) -> None:
+        """Moves the manifest here, by one rename: it must work on the full disk that deleting is to relieve."""
+        manifest.replace(self._folder / version)
         sync(self._folder)
 
     def feedback(self, version: str) -> tuple[str, frozenset[str]]:
-        """(lineage, ids of the feedback that the version learned from); ("", none) once that is forgotten."""
+        """(lineage, ids of the feedback that the version learned from); ("", none) where that is not known any more."""
         try:
             facts = json.loads((self._folder / version).read_text(encoding="utf-8") or "{}")
-        except FileNotFoundError:
-            facts = {}
-        return facts.get("lineage", ""), frozenset(facts.get("feedback_ids", ()))
+            return str(facts["lineage"]), frozenset(facts["metrics"].get("feedback_ids", ()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return "", frozenset()
 
-    def forget(self, deleted_before: float) -> list[str]:
-        """Keeps only the names of versions deleted before then (Unix seconds). Returns those it emptied."""
+    def forget(self, published_before: float) -> list[str]:
+        """Keeps only the names of versions published before then (Unix seconds). Returns those it emptied."""
         emptied = []
         for version in self.names():
             path = self._folder / version
             state = path.stat()
-            if state.st_size and state.st_mtime < deleted_before:
+            if state.st_size and state.st_mtime < published_before:
                 os.truncate(path, 0)
                 emptied.append(version)
         return sorted(emptied)

@@ -38,13 +38,13 @@ def test_a_version_published_meanwhile_by_another_is_seen(tmp_path: Path) -> Non
     assert registry.used_feedback("policy") == {"a": version}
 
 
-def test_what_was_deleted_long_ago_is_forgotten_but_its_name_stays_used(tmp_path: Path) -> None:
+def test_what_was_published_long_ago_is_forgotten_but_its_name_stays_used(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     version = publish(registry, ["a"])
     registry.delete(version)
-    registry.forget(deleted_before=time.time() - 60)
+    registry.forget(published_before=time.time() - 60)
     assert registry.used_feedback("policy") == {"a": version}
-    registry.forget(deleted_before=time.time() + 60)
+    registry.forget(published_before=time.time() + 60)
     assert registry.used_feedback("policy") == {}
     assert Registry(tmp_path).used_feedback("policy") == {}
     with pytest.raises(CheckpointError, match="existed once"):
@@ -60,6 +60,19 @@ def test_a_damaged_version_can_be_deleted_and_hides_no_other(tmp_path: Path) -> 
         registry.manifest(damaged)
     registry.delete(damaged)
     assert registry.versions("policy") == [whole]
+
+
+def test_a_deletion_cut_short_is_completed_by_the_next_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path)
+    first, second = publish(registry, ["a"]), publish(registry, ["b"])
+    with monkeypatch.context() as cut:
+        cut.setattr(Registry, "_remove", lambda self, folder: None)
+        registry.delete(first)
+    assert registry.versions("policy") == [second]
+    assert (tmp_path / first).is_dir()
+    registry.prune("policy", 5, set())
+    assert not (tmp_path / first).exists()
+    assert registry.used_feedback("policy") == {"a": first, "b": second}
 
 
 def test_a_failed_check_leaves_nothing_and_the_steps_are_told_in_order(tmp_path: Path) -> None:

@@ -161,7 +161,10 @@ def test_what_a_statement_says(said: dict, verdict: bool | None) -> None:
 
 
 def test_staleness_weight_falls_per_version_and_ends() -> None:
-    assert [staleness_weight(behind, 2, 0.5) for behind in range(4)] == [1.0, 0.5, 0.25, 0.0]
+    settings = TrainerSettings(max_versions_behind=2, staleness_decay=0.5)
+    assert [staleness_weight(behind, settings) for behind in range(4)] == [1.0, 0.5, 0.25, 0.0]
+    kept = settings.model_copy(update={"stale": "downweight"})
+    assert [staleness_weight(behind, kept) for behind in range(4)] == [1.0, 0.5, 0.25, 0.125]
 
 
 def test_an_answer_is_closed_only_if_it_ended_by_itself() -> None:

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from protos.anyloop.v1 import events_pb2
 from tests.trainer.events import feedback, response
-from trainer.join import cap_per_principal, join
+from trainer.join import join
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 RESPONSES = st.lists(NAMES, unique=True)
@@ -54,11 +54,3 @@ def test_the_same_idempotency_key_counts_once_per_principal() -> None:
     ]
     joined, _ = join(events, [response("a")])
     assert [one.feedback.feedback_id for one in joined] == ["f1", "f3"]
-
-
-def test_no_principal_brings_more_than_its_share() -> None:
-    events = [feedback(f"a{i}", "r", created=i) for i in range(5)] + [feedback("b", "r", created=9, principal="bob")]
-    joined, _ = join(events, [response("r")])
-    kept = cap_per_principal(joined, limit=2, total=10)
-    assert [one.feedback.feedback_id for one in kept] == ["a0", "a1", "b"]
-    assert len(cap_per_principal(joined, limit=5, total=3)) == 3

@@ -36,7 +36,7 @@ async def sample(services: FakeServices, home: Path, checkpoint: Path) -> list[R
     seed = Seed("r", prompt, (), (Modality.TEXT,), None, "", 1.0)
     settings = TrainerSettings(ppo_rollouts=70, max_answer_tokens=48)
     async with Services(services.settings(home, checkpoint)) as clients:
-        return await sample_rollouts(clients, services.registry, BASE, [seed], 0, None, settings, "key")
+        return await sample_rollouts(clients, services.registry, BASE, [seed], 0, None, settings, "trainer-key")
 
 
 async def test_what_the_engine_scores_as_it_logged_is_kept(

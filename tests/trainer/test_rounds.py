@@ -27,7 +27,6 @@ from trainer.intake import GROUP, Intake
 from trainer.join_store import JoinStore
 from trainer.journal import Journal
 from trainer.learner import Learner, should_start
-from trainer.publish import used_feedback
 from trainer.rounds import RoundRunner
 
 FAST = {
@@ -98,14 +97,12 @@ class Loop:
         self.process.close()
         options = TrainerSettings(**(FAST | more))  # type: ignore[arg-type]
         store = JoinStore(self.home / "trainer" / "state.db")
-        if store.fresh:
-            store.mark_used(used_feedback(self.registry))
         journal = Journal(self.home / "trainer" / "rounds.jsonl")
         runner = RoundRunner(self.settings, options, self.log, self.registry, store, journal, World())
         intake = Intake(self.log, store)
         self.process.callback(store.close)
         self.process.callback(intake.close)
-        return Learner(intake, store, runner, journal, options)
+        return Learner(intake, store, runner, self.registry, journal, options)
 
     def gate(self, **more: object) -> Gate:
         media = MediaStore(self.settings.effective_media_url)

@@ -10,10 +10,12 @@ from typing import Any
 from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.media.store import MediaStore
-from anyloop.registry import CheckpointError, Registry, announce, checkpoint_events, serving_version
+from anyloop.registry import Announcements, CheckpointError, Registry, announce
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
 from trainer.clients import ServiceError, Services
+from trainer.failures import cause_of, is_away
+from trainer.fault_points import FaultPoint, reached
 from trainer.gate.bootstrap import mean_by_subtask, paired_gain
 from trainer.gate.config import GateSettings
 from trainer.gate.decision import Decision, decide
@@ -22,8 +24,9 @@ from trainer.gate.suite import Suite
 
 log = logging.getLogger(__name__)
 
-CANDIDATE = events_pb2.CheckpointEvent.STATE_CANDIDATE
+REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
 POLL_S = 0.3
+_LONGEST_PAUSE_S = 30.0
 
 
 class Gate:
@@ -38,36 +41,53 @@ class Gate:
     ) -> None:
         self._settings, self._gate = settings, gate
         self._log, self._registry, self._media, self._suite = event_log, registry, media, suite
+        self._announcements = Announcements(event_log)
         names = [prompt.id for prompt in suite.prompts()]
         self._cache = EvaluationCache(settings.home / "gate", gate.suite, names, gate)
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set. A candidate left undecided by a killed gate is taken up again."""
+        """Until `stop` is set. A candidate left undecided by a killed gate is taken up again.
+
+        While the log, a service or the disk is away it waits, for as long as that takes.
+        """
+        pause = self._gate.retry_s
+        swept = False
         while not stop.is_set():
-            event = self.next_candidate()
-            if event is None:
-                stop.wait(POLL_S)
-                continue
             try:
-                self.decide(event)
-            except ServiceError as error:
-                log.warning("%s cannot be evaluated now: %s", event.version, error)
-                stop.wait(self._gate.retry_s)
+                if not swept:
+                    self._sweep()
+                    swept = True
+                event = self.next_candidate()
+                if event is None:
+                    stop.wait(POLL_S)
+                else:
+                    self.decide(event)
+                pause = self._gate.retry_s
+            except Exception as error:
+                # A replica that is there but does not do it in time is asked again too.
+                if not is_away(error) and not (isinstance(error, ServiceError) and error.retriable):
+                    raise
+                metrics.TRAINER_FAILURES.labels("service" if isinstance(error, ServiceError) else cause_of(error)).inc()
+                log.warning("the gate waits %.1f s: %s", pause, error)
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def next_candidate(self) -> events_pb2.CheckpointEvent | None:
         """The newest policy candidate without a decision; those it has overtaken are rejected."""
-        waiting: dict[str, events_pb2.CheckpointEvent] = {}
-        for _, event in checkpoint_events(self._log, "policy"):
-            if event.state == CANDIDATE:
-                waiting[event.version] = event
-            else:
-                waiting.pop(event.version, None)
+        waiting = self._announcements.undecided("policy")
         if not waiting:
             return None
-        *overtaken, newest = waiting.values()
+        *overtaken, newest = waiting
         for event in overtaken:
             self._announce(event, Decision(False, f"overtaken by {newest.version}"), {})
         return newest
+
+    def _sweep(self) -> None:
+        """Takes from the replica what was rejected by a gate that was killed before it could."""
+        states = {event.version: event.state for event in self._announcements.of("policy")}
+        rejected = {version for version, state in states.items() if state == REJECTED}
+        if rejected:
+            asyncio.run(self._unstage(rejected))
 
     def decide(self, event: events_pb2.CheckpointEvent) -> Decision:
         """Evaluates one candidate and announces the outcome. Raises ServiceError when a service is away."""
@@ -76,17 +96,21 @@ class Gate:
             self._registry.verify(event.version)
         except CheckpointError as error:
             return self._announce(event, Decision(False, f"the checkpoint is not whole: {error}"), {})
+        recorded = self._recorded(event)
+        if recorded is not None:
+            return self._announce(event, *recorded)
         while True:
-            serving = serving_version(self._log, "policy") or event.parent
+            serving = self._serving(event)
             try:
                 before, after = asyncio.run(self._evaluate_both(serving, event.version))
             except ServiceError as error:
                 if error.retriable:
                     raise
                 return self._announce(event, Decision(False, f"the replica refused it: {error}"), {})
-            if (serving_version(self._log, "policy") or event.parent) == serving:
+            if self._serving(event) == serving:
                 break
             log.info("another version was promoted meanwhile: comparing %s again", event.version)
+        reached(FaultPoint.GATE_EVALUATED)
         gain = paired_gain(
             after.subtasks,
             before.successes,
@@ -115,6 +139,17 @@ class Gate:
             "seconds": round(time.monotonic() - began, 3),
         }
         return self._announce(event, decision, report)
+
+    def _serving(self, event: events_pb2.CheckpointEvent) -> str:
+        return self._announcements.serving("policy") or event.parent
+
+    def _recorded(self, event: events_pb2.CheckpointEvent) -> tuple[Decision, dict[str, Any]] | None:
+        """The decision that a killed gate has written into the manifest and not announced, while it still holds."""
+        found = self._registry.manifest(event.version).gate
+        if not found or ("serving" in found and found["serving"] != self._serving(event)):
+            return None
+        report = {name: value for name, value in found.items() if name not in ("outcome", "reason")}
+        return Decision(found.get("outcome") == "promoted", str(found.get("reason", ""))), report
 
     async def _evaluate_both(self, serving: str, candidate: str) -> tuple[Evaluation, Evaluation]:
         """The serving version (from the cache where it can be) and the candidate, staged for it."""
@@ -149,6 +184,7 @@ class Gate:
             self._registry.record_gate(event.version, {"outcome": state, "reason": decision.reason, **report})
         except CheckpointError as error:
             log.warning("the decision does not stand in the manifest of %s: %s", event.version, error)
+        reached(FaultPoint.GATE_RECORDED)
         announce(
             self._log,
             "policy",
@@ -160,17 +196,18 @@ class Gate:
             decided_by="gate",
             report=report,
         )
+        reached(FaultPoint.GATE_ANNOUNCED)
         metrics.GATE_DECISIONS.labels(state).inc()
         log.info("%s: %s, %s", event.version, state, decision.reason)
         if not decision.promote:
-            asyncio.run(self._unstage(event.version))
+            asyncio.run(self._unstage({event.version}))
         return decision
 
-    async def _unstage(self, version: str) -> None:
+    async def _unstage(self, versions: set[str]) -> None:
         async with Services(self._settings, attempts=2) as services:
             try:
-                resident = {weights.version for weights in (await services.status("policy")).weights}
-                if version in resident:
-                    await services.unstage(version)
+                for weights in (await services.status("policy")).weights:
+                    if weights.version in versions:
+                        await services.unstage(weights.version)
             except ServiceError as error:
-                log.warning("%s may still be resident: %s", version, error)
+                log.warning("rejected weights may still be resident: %s", error)
