@@ -8,14 +8,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from anyloop.cli import checkpoint_diff
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import JsonFlag, console, errors, print_json
 from anyloop.config import Settings
 
 if TYPE_CHECKING:
+    from anyloop.log import EventLog
     from anyloop.registry import Manifest, Registry
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: list, show, verify, promote, roll back.")
+app = typer.Typer(no_args_is_help=True, help="Checkpoints: list, show, compare, verify, promote, roll back.")
+app.command("diff")(checkpoint_diff.diff)
+_LIVE = ("policy", "critique")
 Lineage = Annotated[Literal["policy", "critique"], typer.Option(help="Which model.")]
 Wait = Annotated[float, typer.Option(help="Seconds to wait until a replica serves it; 0 returns at once.")]
 Reason = Annotated[str, typer.Option(help="Stands in the log beside the decision.")]
@@ -23,24 +27,27 @@ Reason = Annotated[str, typer.Option(help="Stands in the log beside the decision
 
 @app.command("list")
 def list_checkpoints(
-    lineage: Annotated[Literal["policy", "critique"] | None, typer.Option(help="Only this model.")] = None,
+    lineage: Annotated[str, typer.Option(help="Only policy, critique, or the lineage of a replay.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Every version with its parent, state and the gate's verdict."""
-    from anyloop.registry import CheckpointError, Registry, checkpoint_events, serving_version
+    """Every version with its parent, state and the gate's verdict; the live lineages first, then those of replays."""
+    from anyloop.registry import CheckpointError, Registry
+    from anyloop.registry.announce import PROMOTED
 
     settings = Settings()
     registry = Registry(settings.effective_registry_dir)
     rows = []
+    others = [name for name in registry.lineages() if name not in _LIVE]
     with _log(settings) as log:
-        states = {message.version: message for _, message in checkpoint_events(log)}
-        for name in [lineage] if lineage else ["policy", "critique"]:
-            serving = serving_version(log, name)
+        announced = _announced(log)
+        states = {message.version: message for message in announced}
+        serving = {message.lineage: message.version for message in announced if message.state == PROMOTED}
+        for name in [lineage] if lineage else [*_LIVE, *others]:
             try:
                 manifests = [registry.manifest(version) for version in registry.versions(name)]
             except CheckpointError as error:
                 raise CommandError(str(error)) from error
-            rows += [_row(manifest, states.get(manifest.version), serving) for manifest in manifests]
+            rows += [_row(manifest, states.get(manifest.version), serving.get(name)) for manifest in manifests]
     for reason in registry.damaged().values():
         errors.print(f"[red]damaged:[/] {escape(reason)}", highlight=False)
     if as_json:
@@ -79,7 +86,7 @@ def verify(
     if bool(version) == every:
         raise CommandError("Give one version, or --all", ExitCode.USAGE)
     registry = _registry()
-    versions = [version] if version else [v for lineage in ("policy", "critique") for v in registry.versions(lineage)]
+    versions = [version] if version else [v for lineage in registry.lineages() for v in registry.versions(lineage)]
     results: dict[str, str] = {} if version else registry.damaged()
     for name in versions:
         try:
@@ -99,12 +106,30 @@ def verify(
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="The version that should serve.")],
+    lineage: Annotated[
+        Literal["policy"] | None,
+        typer.Option(help="Take the version of a replay into the live lineage, as its next number, and promote that."),
+    ] = None,
     reason: Reason = "promoted by hand",
     wait: Wait = 60.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Put a version in service, whatever the gate said. Its files are verified first."""
-    _promote(_manifest(_registry(), version).version, reason, wait, as_json)
+    registry = _registry()
+    manifest = _manifest(registry, version)
+    if manifest.lineage in _LIVE:
+        if lineage and lineage != manifest.lineage:
+            raise CommandError(
+                f"{version} is a {manifest.lineage} model and cannot serve as {lineage}", ExitCode.REFUSED
+            )
+    elif not lineage:
+        raise CommandError(
+            f"{version} is of the lineage {manifest.lineage}, which nothing serves: add --lineage policy",
+            ExitCode.USAGE,
+        )
+    else:
+        version = _adopted(registry, version, lineage)
+    _promote(version, reason, wait, as_json)
 
 
 @app.command()
@@ -117,6 +142,18 @@ def rollback(
 ) -> None:
     """Go back to an earlier version while requests go on."""
     _promote(version or _served_before(lineage), reason, wait, as_json)
+
+
+def _adopted(registry: "Registry", version: str, lineage: str) -> str:
+    from anyloop.registry import CheckpointError
+    from anyloop.registry.copies import adopt
+
+    try:
+        name = adopt(registry, version, lineage).version
+    except CheckpointError as error:
+        raise CommandError(f"{error}. Nothing was changed", ExitCode.REFUSED) from error
+    errors.print(f"{version} is in the live lineage as {name}.", highlight=False)
+    return name
 
 
 def _promote(version: str, reason: str, wait: float, as_json: bool) -> None:
@@ -167,11 +204,10 @@ def _wait_until_served(settings: Settings, manifest: "Manifest", timeout_s: floa
 
 
 def _served_before(lineage: str) -> str:
-    from anyloop.registry import checkpoint_events
     from anyloop.registry.announce import PROMOTED
 
     with _log(Settings()) as log:
-        promoted = [message.version for _, message in checkpoint_events(log, lineage) if message.state == PROMOTED]
+        promoted = [one.version for one in _announced(log) if one.lineage == lineage and one.state == PROMOTED]
     earlier = [version for version in promoted if version != promoted[-1]]
     if not earlier:
         raise CommandError(f"No earlier {lineage} version has served: name one", ExitCode.NOT_FOUND)
@@ -181,13 +217,14 @@ def _served_before(lineage: str) -> str:
 def _row(manifest: "Manifest", event: Any, serving: str | None) -> dict[str, Any]:
     from anyloop.registry.announce import State
 
+    gate = manifest.gate or {}  # of a replay: nothing is announced of it in the live log
     return {
         "version": manifest.version,
         "lineage": manifest.lineage,
         "parent": manifest.parent,
         "created_unix_ms": manifest.created_unix_ms,
-        "state": State.Name(event.state).removeprefix("STATE_").lower() if event else "written",
-        "reason": event.reason if event else "",
+        "state": State.Name(event.state).removeprefix("STATE_").lower() if event else gate.get("outcome", "written"),
+        "reason": event.reason if event else gate.get("reason", ""),
         "decided_by": event.decided_by if event else "",
         "serving": manifest.version == serving,
         "weights_digest": manifest.weights_digest,
@@ -209,17 +246,22 @@ def _registry() -> "Registry":
     return Registry(Settings().effective_registry_dir)
 
 
-def _log(settings: Settings) -> Any:
-    """The log. An embedded one gets its topics here; those of a cluster come from `anyloop topics apply` alone."""
-    from anyloop.cli.runfile import log_url
-    from anyloop.log import open_log, topic_specs
+def _log(settings: Settings) -> "EventLog":
+    from anyloop.log import open_log
 
-    url = log_url(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
-    log = open_log(url)
-    if url.startswith("sqlite:"):
-        log.apply_topics(topic_specs(settings))
-    return log
+    return open_log(settings.effective_log_url)
+
+
+def _announced(log: "EventLog") -> list[Any]:
+    """Every announcement, in order; none where the topics are still to be made."""
+    from anyloop.log import UnknownTopic
+    from anyloop.registry import checkpoint_events
+
+    try:
+        return [message for _, message in checkpoint_events(log)]
+    except UnknownTopic:
+        return []
 
 
 def _operator() -> str:

@@ -44,7 +44,7 @@ class Results:
     def _add(self, ours: Manifest, settings: Mapping[str, Any]) -> Manifest:
         plan = self._plan
         source = {name: plan[name] for name in ("algorithm", "rounds", "base", "critique", "begin", "end", "asked")}
-        metrics = ours.metrics | {"replay": source | {"settings": dict(settings), "private_version": ours.version}}
+        metrics = ours.metrics | {"settings": dict(settings), "replay": source | {"private_version": ours.version}}
         return copy_version(
             self._own,
             ours.version,

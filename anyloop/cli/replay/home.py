@@ -145,7 +145,7 @@ def _found(live: Settings, private: Settings, plan: Plan, log: EventLog) -> None
     try:
         for lineage, version in (("policy", plan.base), ("critique", plan.critique)):
             base = target.import_base(lineage, live.model_dir)
-            start = _copied(source, version, target, lineage, parent=base.version)
+            start = copied(source, version, target, lineage, parent=base.version)
             if serving_version(log, lineage) is None:
                 reason = "the replay begins here"
                 announce(
@@ -157,7 +157,9 @@ def _found(live: Settings, private: Settings, plan: Plan, log: EventLog) -> None
     _copy_evaluations(live.home / "gate", private.home / "gate", plan.base)
 
 
-def _copied(source: Registry, version: str, target: Registry, lineage: str, parent: str) -> Manifest:
+def copied(source: Registry, version: str, target: Registry, lineage: str, parent: str) -> Manifest:
+    """`version` in another registry under the same name, copied unless it is there already. Raises CheckpointError
+    when what is there has other weights."""
     theirs = source.manifest(version)
     try:
         ours = target.manifest(version)
