@@ -1,0 +1,83 @@
+"""What the event log and the outboxes in front of it hold now, asked quickly and without creating anything."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from anyloop.log import EventLog
+
+TRAINER_GROUP = "anyloop.trainer"
+_PATIENCE_S = 2.0  # with the brokers away; a status must come all the same
+
+
+@dataclass
+class LogState:
+    """`error` says why the rest is empty. `lag` is how many events of a topic the trainer has yet to read."""
+
+    url: str
+    error: str = ""
+    events: dict[str, int] = field(default_factory=dict)
+    lag: dict[str, int] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+
+
+def log_state(url: str) -> LogState:
+    """Never raises for a log that is away, refuses, or does not exist."""
+    from anyloop.log import FEEDBACK, RESPONSES, TOPICS, LogError, UnknownTopic
+
+    state = LogState(url)
+    path = Path(unquote(urlsplit(url).path)) if url.startswith("sqlite:") else None
+    if path is not None and not path.exists():
+        state.error = f"{path} does not exist yet"
+        return state
+    try:
+        with _opened(url) as log:
+            for spec in TOPICS:
+                try:
+                    count = sum(log.end_offsets(spec.name).values())
+                except UnknownTopic:
+                    continue
+                letters = spec.name.endswith(".dlq")
+                (state.dead_letters if letters else state.events)[spec.name] = count
+                if spec.name in (RESPONSES, FEEDBACK):
+                    state.lag[spec.name] = log.lag(TRAINER_GROUP, [spec.name])
+            if not state.events:
+                state.error = "has no topics: run `anyloop topics apply`"
+    except (LogError, ValueError) as error:
+        state.error = str(error)
+    return state
+
+
+def outboxes(home: Path) -> dict[str, int]:
+    """Bytes that wait on this machine's disk for the log, by service."""
+    from anyloop.log.spool_segments import SUFFIX
+    from anyloop.log.spool_state import StateFile
+
+    waiting = {}
+    for folder in sorted((home / "spool").glob("*/")):
+        state = StateFile(folder / "state").load()
+        sizes = {segment.name: _size(segment) for segment in folder.glob(f"*{SUFFIX}")}
+        if state.name in sizes:
+            sizes[state.name] = max(0, sizes[state.name] - state.cursor)
+        waiting[folder.name] = sum(sizes.values())
+    return waiting
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # drained meanwhile
+        return 0
+
+
+def _opened(url: str) -> "EventLog":
+    from anyloop.log import open_log
+
+    if not url.startswith("kafka:"):
+        return open_log(url)
+    from anyloop.log.kafka import KafkaLog
+    from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
+
+    return KafkaLog(KafkaAddress.from_url(url), KafkaSettings(timeout_s=_PATIENCE_S))
