@@ -184,11 +184,7 @@ class SpooledWriter:
             return False
         if self._log is None:
             self._log = self._log_factory()
-        by_topic: dict[str, list[Event]] = {}
-        for _, topic, event in batch:
-            by_topic.setdefault(topic, []).append(event)
-        for topic, events in by_topic.items():
-            self._sender.send(self._log, topic, events)
+        self._sender.send(self._log, batch[0][1], [event for _, _, event in batch])
         self._folder.advance(batch[-1][0])
         if self.log_trouble is not None:
             self.log_trouble = None

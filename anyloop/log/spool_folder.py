@@ -38,6 +38,7 @@ class SpoolFolder:
         self._writer: SegmentWriter | None = None
         self._sync_lock = threading.Lock()  # taken before `changed`, never inside it
         self._unsaved = False
+        self._cramped = False  # the disk has refused something: what is sent is given back at once
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_file = self._acquire()
         self._file = StateFile(self.path / "state")
@@ -56,22 +57,36 @@ class SpoolFolder:
 
     def write(self, frame: bytes) -> tuple[SegmentWriter, int]:
         """The segment that holds the frame, and where it ends there. Raises SpoolFull, LogError, OSError."""
-        self._rotate_when_full()
+        if self.pending + len(frame) > self.max_bytes:
+            raise SpoolFull(
+                f"the outbox {self.path} holds {self.pending} bytes that the log has not taken "
+                f"(bound {self.max_bytes}): is the log reachable?"
+            )
+        try:
+            while (written := self._write(frame)) is None:
+                self._rotate_when_full()
+        except OSError:
+            with self.changed:
+                self._cramped = True
+                self.changed.notify_all()
+            raise
+        return written
+
+    def _write(self, frame: bytes) -> tuple[SegmentWriter, int] | None:
+        """None when there is no segment with room."""
         with self.changed:
-            if self.closed or self._writer is None:
+            if self.closed:
                 raise LogError("the spool is closed")
-            if self.pending + len(frame) > self.max_bytes:
-                raise SpoolFull(
-                    f"the outbox {self.path} holds {self.pending} bytes that the log has not taken "
-                    f"(bound {self.max_bytes}): is the log reachable?"
-                )
-            self._writer.write(frame)
+            writer = self._writer
+            if writer is None or not self._has_room(writer):
+                return None
+            writer.write(frame)
             if self.pending == 0:
                 self.oldest = time.time()
             self._add(len(frame))
             if not self._durable:
                 self.changed.notify_all()
-            return self._writer, self._writer.size
+            return writer, writer.size
 
     def sync(self, writer: SegmentWriter, end: int) -> None:
         """Whoever comes first syncs for all whose frames are written by then. Raises LogError, OSError."""
@@ -101,11 +116,9 @@ class SpoolFolder:
             raise
 
     def _rotate_when_full(self) -> None:
-        if self._has_room(self._writer):
-            return  # without the locks, so that threads write beside a running sync and share the next one
         with self._sync_lock, self.changed:
             old = self._writer
-            if self.closed or self._has_room(old):
+            if self.closed or (old is not None and self._has_room(old)):
                 return
             writer = SegmentWriter(self.path / f"{self._next_number:012d}{SUFFIX}")
             self._next_number += 1
@@ -117,8 +130,8 @@ class SpoolFolder:
             self._segments.append(writer.path)
 
     @staticmethod
-    def _has_room(writer: SegmentWriter | None) -> bool:
-        return writer is not None and writer.size < _SEGMENT_BYTES and not writer.broken
+    def _has_room(writer: SegmentWriter) -> bool:
+        return writer.size < _SEGMENT_BYTES and not writer.broken
 
     def _add(self, size: int) -> None:
         self.pending += size
@@ -130,10 +143,11 @@ class SpoolFolder:
         """Under `changed`: there is something to read."""
         if len(self._segments) != 1 or self._writer is None or self._segments[0] != self._writer.path:
             return bool(self._segments)
-        return self._readable(self._writer) > self.state.cursor
+        return self._readable(self._writer) > self.state.cursor or self._may_retire(self._writer)
 
     def batch(self) -> list[Frame]:
-        """The oldest frames that the log does not have; segments that hold no more are taken away. Raises OSError."""
+        """The oldest frames that the log does not have, all of one topic, so that they are sent or not as one; segments
+        that hold no more are taken away. Raises OSError."""
         while self._segments:
             path = self._segments[0]
             with self.changed:
@@ -143,6 +157,8 @@ class SpoolFolder:
             begin = self.state.cursor
             try:
                 for frame in frames(path, begin, end):
+                    if batch and frame[1] != batch[0][1]:
+                        break
                     batch.append(frame)
                     if len(batch) == _BATCH_EVENTS or frame[0] - begin >= _BATCH_BYTES:
                         break
@@ -152,8 +168,10 @@ class SpoolFolder:
                     continue
             if batch:
                 self.oldest = batch[0][2].time.timestamp()
-            if batch or writer is not None:
+            if batch:
                 return batch
+            if writer is not None and not self._retire(writer):
+                return []
             self._finish(path)
         return []
 
@@ -174,6 +192,19 @@ class SpoolFolder:
             if not self._unsaved:
                 logger.warning("how far the outbox %s is drained cannot be noted: %s", self.path, error)
             self._unsaved = True
+
+    def _may_retire(self, writer: SegmentWriter) -> bool:
+        return self._cramped and 0 < writer.size == self.state.cursor
+
+    def _retire(self, writer: SegmentWriter) -> bool:
+        """On a full disk the segment that is written is given back too, once all of it is sent."""
+        with self._sync_lock, self.changed:
+            if not self._may_retire(writer):
+                return False
+            self._cramped = False
+            writer.close()
+            self._writer = None
+            return True
 
     def _readable(self, writer: SegmentWriter) -> int:
         return writer.synced if self._durable else writer.size

@@ -113,7 +113,10 @@ def test_a_new_segment_is_never_read_from_the_cursor_of_an_old_one(
     assert stored(open_log) == ["0", "1", "2", "3"]
 
 
-def test_a_killed_process_loses_nothing_it_accepted(open_log: Callable[[], EventLog], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fsync", ["always", "interval", "never"])
+def test_a_killed_process_loses_nothing_it_accepted(
+    open_log: Callable[[], EventLog], tmp_path: Path, fsync: str
+) -> None:
     program = f"""
 import itertools, sys
 from pathlib import Path
@@ -122,7 +125,7 @@ from anyloop.log.spool import SpooledWriter
 from protos.anyloop.v1 import events_pb2
 def away():
     raise LogError("away", retriable=True)
-spool = SpooledWriter(away, Path({str(tmp_path / "spool")!r})).start()
+spool = SpooledWriter(away, Path({str(tmp_path / "spool")!r}), fsync={fsync!r}).start()
 for number in itertools.count():
     spool.put(RESPONSES, Event.wrap(events_pb2.ResponseEvent(), key="k", source="s", id=str(number)))
     print(number, flush=True)
@@ -139,7 +142,9 @@ for number in itertools.count():
     for _ in range(50):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=20)
+    output = process.stdout.read()
+    process.stdout.close()
+    process.wait(20)
     accepted = 50 + output.count("\n")
     with SpooledWriter(open_log, tmp_path / "spool") as spool:
         assert spool.flush(20)
