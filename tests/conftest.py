@@ -1,14 +1,11 @@
-"""A real Kafka broker for the tests that ask for one: one for each process of the run, started by the first such test.
-
-`ANYLOOP_TEST_KAFKA=host:port` names a broker that runs already. Where neither it nor Java and Maven are there, these
-tests are skipped, and say so; with CI=true they fail.
+"""Real Kafka brokers for the tests that ask for one. Without Java and Maven such a test is skipped, and says so; with
+CI=true it fails.
 """
 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 from kafka import KafkaAdminClient
@@ -16,16 +13,34 @@ from kafka import KafkaAdminClient
 from anyloop.cli.exits import CommandError
 from anyloop.cli.kafka.broker import LocalBroker
 
+NewBroker = Callable[..., LocalBroker]
+
 
 @pytest.fixture(scope="session")
-def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port` of a broker that tests share; kill one of your own instead."""
+def new_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewBroker]:
+    """Starts a broker of the test's own, to be killed, stopped, set up in another way: takes what LocalBroker takes but
+    for the folder. Erased at the end of the run, or before by the test."""
+    with contextlib.ExitStack() as at_the_end:
+
+        def start(**options: object) -> LocalBroker:
+            broker = LocalBroker(tmp_path_factory.mktemp("kafka"), **options)  # type: ignore[arg-type]
+            at_the_end.callback(broker.erase)
+            try:
+                return broker.start()
+            except CommandError as error:
+                if os.environ.get("CI", "").lower() in ("1", "true"):
+                    pytest.fail(f"CI needs a Kafka broker: {error}", pytrace=False)
+                pytest.skip(f"NO KAFKA BROKER, nothing of this is tested: {error}")
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def kafka_servers(request: pytest.FixtureRequest) -> str:
+    """`host:port` of a broker that tests share, started by the first of them in each process of the run.
+    `ANYLOOP_TEST_KAFKA=host:port` names one that runs already."""
     existing = os.environ.get("ANYLOOP_TEST_KAFKA")
-    if existing:
-        yield existing
-        return
-    with contextlib.closing(_started(tmp_path_factory.mktemp("kafka"))) as broker:
-        yield broker.address
+    return existing or request.getfixturevalue("new_broker")().address
 
 
 @pytest.fixture
@@ -38,18 +53,3 @@ def kafka_url(kafka_servers: str) -> Iterator[str]:
             admin.delete_topics(topics)
         if groups := [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(prefix)]:
             admin.delete_groups(groups)
-
-
-class _Closing(LocalBroker):
-    close = LocalBroker.erase
-
-
-def _started(folder: Path) -> _Closing:
-    broker = _Closing(folder)
-    try:
-        broker.start()
-    except CommandError as error:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(f"CI needs a Kafka broker: {error}", pytrace=False)
-        pytest.skip(f"NO KAFKA BROKER, so nothing on Kafka is tested: {error}; or set ANYLOOP_TEST_KAFKA=host:port")
-    return broker

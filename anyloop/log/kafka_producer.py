@@ -26,6 +26,7 @@ from anyloop.log.partition import partition_of
 _MAX_UNSETTLED = 10_000  # events of appends that failed, kept for their repetition
 _CLOSE_SECONDS = 2.0
 
+_Fact = tuple[str, str, str, bytes]  # topic, id, key, data: wrapped anew, an event has another time
 Future = Any  # kafka.producer.future.FutureRecordMetadata: `get(seconds)`, `is_done`, `exception`
 
 
@@ -39,7 +40,7 @@ class KafkaAppender:
         self._connecting = threading.Lock()
         self._lock = threading.Lock()  # guards what follows
         self._producer: KafkaProducer | None = None
-        self._unsettled: dict[tuple[str, Event], deque[Future]] = {}
+        self._unsettled: dict[_Fact, deque[Future]] = {}
         self._closed = False
 
     def append(self, name: str, topic: str, partitions: int, events: Sequence[Event]) -> list[Position]:
@@ -72,12 +73,13 @@ class KafkaAppender:
         """What became of this event in an append that failed, unless that is known to be nothing."""
         if not self._unsettled:
             return None
+        fact = _fact(topic, event)
         with self._lock:
-            futures = self._unsettled.get((topic, event))
+            futures = self._unsettled.get(fact)
             while futures:
                 future = futures.popleft()
                 if not futures:
-                    del self._unsettled[topic, event]
+                    del self._unsettled[fact]
                 if not future.is_done or future.exception is None:
                     return future
         return None
@@ -86,7 +88,7 @@ class KafkaAppender:
         with self._lock:
             for event, future in sent:
                 if not future.is_done or future.exception is None:
-                    self._unsettled.setdefault((topic, event), deque()).append(future)
+                    self._unsettled.setdefault(_fact(topic, event), deque()).append(future)
             if len(self._unsettled) > _MAX_UNSETTLED:
                 # Nobody came back for these; they are in the log.
                 self._unsettled = {
@@ -136,6 +138,10 @@ class KafkaAppender:
             producer, self._producer = self._producer, None
         if producer is not None:
             _end(producer)
+
+
+def _fact(topic: str, event: Event) -> _Fact:
+    return topic, event.id, event.key, event.data
 
 
 def _position(topic: str, metadata: Any) -> Position:
