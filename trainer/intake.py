@@ -7,7 +7,7 @@ where *this* store has read it, and a record that does not follow on what the st
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, EventLog, PoisonEvent, Record
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "anyloop.trainer"
 TOPICS = (RESPONSES, FEEDBACK)
-_LAG_EVERY_S = 5.0
+_LOOK_EVERY_S = 5.0
 _PATIENCE_S = 30.0  # of `drain`: longer than a killed member of the group keeps its partitions
 
 Place = tuple[str, int]
@@ -42,7 +42,7 @@ class Intake:
         self._consumer: Consumer | None = None
         self._at = store.positions()
         self._handled: dict[Place, int] = {}  # partitions held: up to where others have set poison aside
-        self._lag_told = 0.0
+        self._looked = 0.0
 
     def poll(self, timeout: float) -> tuple[int, int]:
         """Takes what is there. Returns (records applied, new feedback events)."""
@@ -51,10 +51,10 @@ class Intake:
         reached(FaultPoint.POLLED)
         self._note_held(consumer)
         applied, new = self._apply(self._following(records))
+        self._look_around()
         self._align(consumer)
         if records:
             self._commit(consumer)
-        self._tell_lag()
         return applied, new
 
     def held(self) -> set[int]:
@@ -63,7 +63,8 @@ class Intake:
 
     def drain(self, timeout: float = 2.0) -> int:
         """Reads to the present end of all partitions that can be had. Returns the new feedback events."""
-        ends = {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
+        self._open()
+        ends = self._ends()
         total, deadline = 0, time.monotonic() + _PATIENCE_S
         while left := {place for place, end in ends.items() if self._at.get(place, 0) < end}:
             read, new = self.poll(timeout)
@@ -94,16 +95,28 @@ class Intake:
 
     def _open(self) -> Consumer:
         if self._consumer is None:
-            ends = {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
-            for place, end in ends.items():
-                if end < self._at.get(place, 0):
-                    log.error("%s/%d ends at %d, %d were read: it was made anew", *place, end, self._at[place])
-                    self._at[place] = 0
+            places = self._ends()
+            self._begin_again_if_made_anew(places)
             consumer = self._log.consumer(GROUP, list(TOPICS))
-            for (topic, partition), at in ((place, self._at.get(place, 0)) for place in ends):
-                consumer.seek(topic, partition, at)
+            try:
+                for topic, partition in places:
+                    consumer.seek(topic, partition, self._at.get((topic, partition), 0))
+            except BaseException:
+                consumer.close()  # or it would hold its partitions for ever
+                raise
             self._consumer = consumer
         return self._consumer
+
+    def _ends(self) -> dict[Place, int]:
+        return {(topic, part): end for topic in TOPICS for part, end in self._log.end_offsets(topic).items()}
+
+    def _begin_again_if_made_anew(self, ends: Mapping[Place, int]) -> None:
+        """A log that ends before what was read of it is another log: ids tell what of it is known."""
+        for place, at in self._at.items():
+            if ends.get(place, at) < at:
+                log.error("%s/%d ends at %d, %d were read: the log was made anew, reading all", *place, ends[place], at)
+                self._at = dict.fromkeys(self._at, 0)
+                return
 
     def _positions(self) -> dict[Place, int]:
         return self._consumer.positions() if self._consumer is not None else {}
@@ -158,9 +171,10 @@ class Intake:
             log.info("not committed: %s", error)
         reached(FaultPoint.COMMITTED)
 
-    def _tell_lag(self) -> None:
-        if time.monotonic() - self._lag_told > _LAG_EVERY_S:
-            self._lag_told = time.monotonic()
+    def _look_around(self) -> None:
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            self._begin_again_if_made_anew(self._ends())
             for topic in TOPICS:
                 metrics.LOG_LAG.labels(GROUP, topic).set(self._log.lag(GROUP, [topic]))
 
