@@ -37,8 +37,8 @@ class _ClosingSocket(KafkaNetSocket):
 def connect(make: Callable[..., C], address: KafkaAddress, settings: KafkaSettings, config: dict[str, Any]) -> C:
     """`make(**config)`, a class of kafka-python, which connects at once.
 
-    Raises kafka-python's errors, or LogError where the broker refuses this client. A constructor that fails in kafka-python leaves its
-    thread and its sockets open; here they are closed.
+    Raises kafka-python's errors, or LogError where the broker refuses this client. A constructor that fails in
+    kafka-python leaves its thread and its sockets open; here they are closed.
     """
     check_access(address, settings, config["bootstrap_timeout_ms"] / 1000)
     opened: list[KafkaNetClient] = []
