@@ -62,7 +62,7 @@ def _descent(registry: "Registry", before: "Manifest", after: "Manifest") -> dic
         "same_weights": before.weights_digest == after.weights_digest,
         "settings": {name: [one[name] for one in settings] for name in names},
         "without_settings": [
-            one.version for one, known in zip((before, after), settings, strict=True) if len(known) < 2
+            one.version for one, known in zip((before, after), settings, strict=True) if one.parent and len(known) < 2
         ],
         "feedback": {
             "shared": sorted(learned[0] & learned[1]),
@@ -124,9 +124,8 @@ def _print(document: dict[str, Any]) -> None:
         table.add_row(name, *map(str, values))
     console.print(table)
     if document["without_settings"]:
-        console.print(
-            f"\n{' and '.join(document['without_settings'])} does not say with which settings it was trained."
-        )
+        names = ", ".join(document["without_settings"])
+        console.print(f"\nNot recorded: the settings that {names} was trained with.", highlight=False)
     feedback = {name: len(ids) for name, ids in document["feedback"].items()}
     common = document["common_ancestor"]
     weights = "The same weights" if document["same_weights"] else "Different weights"

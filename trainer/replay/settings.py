@@ -16,7 +16,6 @@ _DEFAULTS: dict[str, object] = {
     "max_versions_behind": 1_000_000,
     "staleness_decay": 1.0,
     "retention_days": 36_500.0,
-    "join_window_h": 24 * 36_500.0,
     "dedupe_days": 36_500.0,
     "gate_timeout_s": _LONG_S,
     "swap_timeout_s": 600.0,

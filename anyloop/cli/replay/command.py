@@ -249,6 +249,8 @@ def _say_counts(plan: "Plan", screen: Any) -> None:
     lost = counts["distinct"] - counts["usable"]
     if lost:
         screen.print(f"The responses of {lost} were not found: --lookback widens the search.", highlight=False)
+    if counts["known_to_base"]:
+        screen.print(f"{plan.base} has learned from {counts['known_to_base']} of them before.", highlight=False)
     if counts["unreadable"]:
         screen.print(f"{counts['unreadable']} cannot be read as feedback.", highlight=False)
     if counts.get("media_missing"):

@@ -17,7 +17,7 @@ from anyloop.log import FEEDBACK, RESPONSES, EventLog, open_log
 from anyloop.media.store import MediaNotFound, MediaStore
 from anyloop.registry import CheckpointError, Manifest, Registry, announce, checkpoint_events, serving_version
 from anyloop.registry.announce import PROMOTED
-from anyloop.registry.copies import copy_version
+from anyloop.registry.copies import ancestry, copy_version
 
 Step = Callable[[int, int], None]  # records read so far, records to read
 
@@ -57,6 +57,7 @@ def prepare(live: Settings, private: Settings, plan: Plan, source: EventLog, loo
             "unreadable": selected.unreadable,
             "responses": selected.responses,
             "usable": selected.usable(),
+            "known_to_base": len(_learned(live, plan.base) & selected.events.keys()),
         }
         if not plan.counts["usable"]:
             raise CommandError(
@@ -123,6 +124,12 @@ def _fill(source: EventLog, target: EventLog, plan: Plan, lookback: timedelta, s
     total = done + sum(max(0, ends[part] - first[part]) for part in ends)
     selection.copy_responses(source, target, selected, first, ends, read)
     return selected
+
+
+def _learned(live: Settings, version: str) -> set[str]:
+    """The feedback that a live version and its ancestors learned from."""
+    line = ancestry(Registry(live.effective_registry_dir), version)
+    return {name for one in line for name in one.metrics.get("feedback_ids", ())}
 
 
 def _copy_media(live: Settings, private: Settings, names: set[str]) -> int:
