@@ -25,6 +25,7 @@ from anyloop.log.partition import partition_of
 
 _MAX_UNSETTLED = 10_000  # events of appends that failed, kept for their repetition
 _CLOSE_SECONDS = 2.0
+_TOO_LARGE = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)
 
 _Fact = tuple[str, str, str, bytes]  # topic, id, key, data: wrapped anew, an event has another time
 Future = Any  # kafka.producer.future.FutureRecordMetadata: `get(seconds)`, `is_done`, `exception`
@@ -57,8 +58,33 @@ class KafkaAppender:
             self._remember(topic, sent)
             if self._closed:
                 raise LogError(f"{self._where}: this log is closed") from error
-            self._replace_broken(producer, error, [future for _, future in sent])
+            self._replace_broken(producer, [future for _, future in sent])
+            if isinstance(error, _TOO_LARGE) and len(sent) == len(events):
+                return self._append_singly(name, topic, partitions, events, deadline)
             raise translate(error, doing) from error
+
+    def _append_singly(
+        self, name: str, topic: str, partitions: int, events: Sequence[Event], deadline: float
+    ) -> list[Position]:
+        """Each by a producer of its own. A record that the brokers find too large breaks kafka-python's idempotent
+        producer, and all that waits there fails as too large (docs/kafka-python.md): this tells which one it is."""
+        done: list[tuple[Event, Future]] = []
+        for event in events:
+            producer: KafkaProducer | None = None
+            future = self._earlier(topic, event)
+            try:
+                if future is None:
+                    producer = self._new_producer(deadline)
+                    future = self._send(producer, name, partitions, event)
+                done.append((event, future))
+                future.get(max(0.0, deadline - time.monotonic()))
+            except (kafka.KafkaError, OSError, RuntimeError) as error:
+                self._remember(topic, done)
+                raise translate(error, f"{self._where}: append to {topic}: event {event.id}") from error
+            finally:
+                if producer is not None:
+                    _end(producer)
+        return [_position(topic, future.value) for _, future in done]
 
     def _send(self, producer: KafkaProducer, name: str, partitions: int, event: Event) -> Future:
         return producer.send(
@@ -109,21 +135,23 @@ class KafkaAppender:
             if self._closed:
                 raise LogError(f"{self._where}: this log is closed")
             if self._producer is None:
-                left_ms = max(1, round((deadline - time.monotonic()) * 1000))
-                config = self._settings.producer() | {"bootstrap_timeout_ms": left_ms}
                 try:
-                    self._producer = connect(KafkaProducer, self._address, self._settings, config)
+                    self._producer = self._new_producer(deadline)
                 except (kafka.KafkaError, OSError, RuntimeError) as error:
                     raise translate(error, doing) from error
             return self._producer
         finally:
             self._connecting.release()
 
-    def _replace_broken(self, producer: KafkaProducer, error: Exception, futures: Sequence[Future]) -> None:
+    def _new_producer(self, deadline: float) -> KafkaProducer:
+        left_ms = max(1, round((deadline - time.monotonic()) * 1000))
+        config = self._settings.producer() | {"bootstrap_timeout_ms": left_ms}
+        return connect(KafkaProducer, self._address, self._settings, config)
+
+    def _replace_broken(self, producer: KafkaProducer, futures: Sequence[Future]) -> None:
         """A batch that failed for good must not be overtaken by those behind it, and a producer with a fatal error
         takes nothing more: its waiting batches fail too, and their callers repeat them in order on the next one."""
-        too_large = isinstance(error, (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError))
-        if too_large or not any(future.is_done and future.exception is not None for future in futures):
+        if not any(future.is_done and future.exception is not None for future in futures):
             return
         with self._lock:
             if self._producer is not producer:
