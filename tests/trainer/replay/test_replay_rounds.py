@@ -95,7 +95,8 @@ def test_every_round_is_a_version_of_the_new_lineage(
     first, second = (main_registry.verify(version) for version in main_registry.versions("lab"))
     assert (first.version, first.parent, first.base) == ("lab-000001", "policy-000000", "policy-000000")
     assert sorted(used(main_registry)) == sorted(f"f{n}" for n in range(SAID)), "each once"
-    assert first.gate is not None and second.gate is not None
+    assert first.gate is not None
+    assert second.gate is not None
     assert (first.gate["outcome"], first.gate["candidate"]) == ("promoted", "lab-000001")
     # The scripted policy is right from the first new version on, so the second gains nothing and is rejected.
     assert (second.parent, second.gate["outcome"], second.gate["serving"]) == ("lab-000001", "rejected", "lab-000001")
@@ -159,7 +160,7 @@ def test_a_signal_ends_it_as_interrupted_and_the_next_start_finishes(
     def told_to_stop(arguments: list[str]) -> int:
         if not interrupted:
             interrupted.append(True)
-            threading.Thread(target=terminate_after_the_first_phase).start()
+            threading.Thread(target=terminate_after_the_first_phase, daemon=True).start()
         return train(arguments)
 
     monkeypatch.setattr(replay, "train", told_to_stop)
