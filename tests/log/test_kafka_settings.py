@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def test_a_heart_beats_three_times_in_a_session() -> None:
             {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "sasl_username": "ann"},
             "SASL_SSL needs ANYLOOP_KAFKA_SASL_PASSWORD",
         ),
+        (
+            {
+                "security_protocol": "SASL_SSL",
+                "sasl_mechanism": "SCRAM-SHA-256",
+                "sasl_username": "cn=ann",
+                "sasl_password": "x",
+            },
+            "cannot send ',' or '=' in a name by SCRAM",
+        ),
         ({"sasl_username": "ann"}, "SASL_USERNAME is set but .*PLAINTEXT sends no credentials"),
         ({"ssl_cafile": "ca.pem"}, "SSL_CAFILE is set but .*PLAINTEXT uses no TLS"),
         ({"security_protocol": "SSL", "ssl_cafile": "missing.pem"}, "SSL_CAFILE=missing.pem: not a readable PEM"),
@@ -132,3 +142,8 @@ def test_no_complaint_shows_a_password() -> None:
     with pytest.raises(ValidationError) as caught:
         _settings(sasl_username="ann", sasl_password="opensesame", timeout_s=0)
     assert "opensesame" not in str(caught.value)
+
+
+def test_checksums_of_batches_are_not_computed_in_python() -> None:
+    util = importlib.import_module("kafka.record.util")
+    assert util.crc32c_c is not None, "kafka-python[crc32c]: its Python fallback takes most of the time of an append"
