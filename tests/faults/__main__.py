@@ -28,6 +28,9 @@ from tests.faults.scenarios import ALL, QUICK, Scenario
 from tests.faults.stack import Stack
 from tests.models.random_omni import build_random_omni
 
+# Beyond Linux's ephemeral ports: what a killed service listened on must not become somebody's outgoing connection.
+_PORT_OFFSET = 11200
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when everything holds, 1 on a violation, 130 after Ctrl-C."""
@@ -80,7 +83,6 @@ def run_all(scenarios: Sequence[Scenario], options: argparse.Namespace, console:
             row = Runner(stack, log, lambda text: console.print(f"  {text}", highlight=False)).run(
                 scenario, seed=number
             )
-            row.notes["logs"] = str(stack.settings.home / "logs")
             rows.append(row)
             console.print(
                 f"{scenario.name}: " + ("[green]holds[/]" if row.clean else "[red]does not hold[/]"), highlight=False
@@ -96,7 +98,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one broker kill and one policy kill")
     parser.add_argument("--log", choices=("kafka", "sqlite"), default="kafka")
     parser.add_argument("--host", choices=("inprocess", "triton"), default="inprocess", help="where the models run")
-    parser.add_argument("--port-offset", type=int, default=4200, help="added to every port")
+    parser.add_argument("--port-offset", type=int, default=_PORT_OFFSET, help="added to every port")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder of faults.json, homes and logs")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - {scenario.name for scenario in ALL}):

@@ -17,6 +17,7 @@ def table(rows: Sequence[Row]) -> Table:
         shown.add_column(name, justify="right")
     for name in ("dup.\nin log", "not\nheard"):
         shown.add_column(name, justify="right")
+    shown.add_column("outbox\nKiB", justify="right")
     shown.add_column("chat p99, s\ncalm / fault", justify="right")
     shown.add_column("requests failed, and why")
     shown.add_column("verdict")
@@ -38,6 +39,7 @@ def table(rows: Sequence[Row]) -> Table:
             learned,
             str(responses["duplicates"] + feedback["duplicates"]),
             str(responses["unheard"] + feedback["unheard"]),
+            f"{row.notes['peak_outbox_bytes'] / 1024:.0f}",
             f"{calm:.2f} / {during:.2f}",
             "\n".join(failed),
             "[green]holds[/]" if row.clean else f"[red]{len(row.findings.violations)} violations[/]",
@@ -54,7 +56,7 @@ def document(rows: Sequence[Row], environment: dict[str, Any]) -> dict[str, Any]
                 "name": row.scenario.name,
                 "title": row.scenario.title,
                 "seconds": round(row.seconds, 1),
-                "requests": row.requests,
+                "requests": len(row.attempts),
                 "responses": row.findings.responses,
                 "feedback": row.findings.feedback,
                 "failed": row.findings.failed,

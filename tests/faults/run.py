@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from anyloop.cli.exits import CommandError
@@ -36,8 +36,7 @@ class Row:
     windows: list[Window]
     attempts: list[Attempt]
     seconds: float
-    requests: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any]
 
     @property
     def clean(self) -> bool:
@@ -58,7 +57,8 @@ class Runner:
         begun = time.time()
         self.stack.died.clear()
         self.stack.not_ready.clear()
-        learned_before = self._learned()
+        self.stack.peak_outbox_bytes = 0.0
+        learned_before, versions_before = self._learned(), len(self._registry.versions("policy"))
         with open_log(self.stack.direct_url) as log:
             start = {spec.name: log.end_offsets(spec.name) for spec in TOPICS}
         unlogged_before = self.stack.metric("policy", _UNLOGGED) if scenario.serves_unlogged else 0.0
@@ -82,7 +82,12 @@ class Runner:
         if scenario.stays_ready and self.stack.not_ready:
             found = self.stack.not_ready
             findings.violations.append(f"the gateway was not ready {len(found)} times, the first: {found[0]}")
-        return Row(scenario, findings, self._windows, load.attempts, time.time() - begun, len(load.attempts))
+        notes = {
+            "peak_outbox_bytes": int(self.stack.peak_outbox_bytes),
+            "policy_versions": len(self._registry.versions("policy")) - versions_before,
+            "logs": str(self.stack.settings.home / "logs"),
+        }
+        return Row(scenario, findings, self._windows, load.attempts, time.time() - begun, notes)
 
     @contextmanager
     def fault(self, name: str, may_fail: MayFail = NOTHING) -> Iterator[None]:

@@ -99,6 +99,31 @@ def slow_link(stage: Stage) -> None:
         link.heal()
 
 
+def full_outboxes_killed(stage: Stage) -> None:
+    """Kills those who hold events that the log has not: while it is away, and while they send on a slow line, so that
+    what was under way may or may not have arrived."""
+    broker, link = stage.log.broker, stage.log.link
+    assert broker is not None
+    assert link is not None
+    with stage.fault("broker away, policy and gateway killed", _REPLICA_AND_GATEWAY):
+        broker.kill()
+        stage.stack.pause(5.0)
+        stage.stack.kill("policy")
+        stage.stack.kill("gateway")
+        stage.stack.pause(3.0)
+        broker.start()
+    stage.stack.pause(_CALM_S)
+    for number in (1, 2):
+        with stage.fault(f"network slow, policy and gateway killed ({number})", _REPLICA_AND_GATEWAY):
+            link.slow(latency_s=0.3, bytes_per_s=24_000)
+            stage.stack.pause(4.0)
+            stage.stack.kill("policy")
+            stage.stack.kill("gateway")
+            stage.stack.pause(4.0)
+            link.heal()
+        stage.stack.pause(_CALM_S)
+
+
 def spool_full(stage: Stage) -> None:
     """The services' log is taken away too where that is possible: a log that drains would give the disk room."""
     broker = stage.log.broker
@@ -120,6 +145,7 @@ def registry_full(stage: Stage) -> None:
 
 _REPLICA = {"chat": _AWAY}
 _GATEWAY = dict.fromkeys(("chat", "feedback", "media", "lookup"), _GONE)
+_REPLICA_AND_GATEWAY = {**_GATEWAY, "chat": _AWAY | _GONE}
 ALL = (
     Scenario("broker", "broker kill -9, three times", broker_killed, ("kafka",), stays_ready=True),
     Scenario("trainer", "trainer kill -9", killed("trainer", NOTHING), stays_ready=True),
@@ -130,6 +156,7 @@ ALL = (
     Scenario("gateway", "gateway kill -9", killed("gateway", _GATEWAY)),
     Scenario("network", "network cut: silent, then resets", network_cut, ("kafka",), stays_ready=True),
     Scenario("slow-link", "network slow: 150 ms, 48 kB/s", slow_link, ("kafka",), stays_ready=True),
+    Scenario("outboxes", "full outboxes: policy, gateway kill -9", full_outboxes_killed, ("kafka",)),
     Scenario("spool-full", "disk full: outboxes", spool_full, small_disks=True, serves_unlogged=True),
     Scenario("registry-full", "disk full: registry", registry_full, small_disks=True, stays_ready=True),
 )

@@ -24,7 +24,7 @@ from tests.faults.small_disk import SmallDisk
 
 _TEND_S = 0.1
 _RESTART_AFTER_S = 1.0
-_ASK_READY_S = 1.0
+_LOOK_S = 1.0  # between two looks at /ready and at the outboxes
 _MANY_DEATHS = 8  # of a scenario, after which it is over
 # Rounds of seconds: every piece of feedback brings a pair of its own (a refinement), so that every round ends in a
 # candidate, and the gate takes any candidate, so that swaps go on under the faults.
@@ -75,7 +75,7 @@ class Stack:
         # Set here, whatever a developer's own environment says.
         environment = {**_SMALL_ROUNDS, "ANYLOOP_LOG_URL": url, "ANYLOOP_MEDIA_URL": ""}
         self._specs = [replace(spec, env={**spec.env, **environment}) for spec in topology.services]
-        self.url, self._metrics_url = topology.gateway_url, dict(topology.urls)
+        self.url, self._urls = topology.gateway_url, topology.urls
         self.disks = (
             {"spool": SmallDisk(home / "spool", 16), "registry": SmallDisk(home / "registry", 64)}
             if small_disks
@@ -85,7 +85,8 @@ class Stack:
         self._killed: set[int] = set()
         self._back_at: dict[str, float] = {}
         self.not_ready: list[str] = []  # what a running gateway said on /ready, each second that it was not
-        self._asked_ready = 0.0
+        self.peak_outbox_bytes = 0.0  # the most that waited for the log in one outbox, since somebody set it to 0
+        self._looked = 0.0
         self.died: list[str] = []  # services that ended by themselves, with the end of their log
         self._exits = ExitStack()
 
@@ -137,8 +138,13 @@ class Stack:
             raise CommandError(f"Not healthy after {seconds:.0f} s: {', '.join(s.spec.name for s in ill)}. {said}")
 
     def metric(self, service: str, name: str) -> float:
-        """The sum over the labels of a metric of a service; 0 where it has none of that name."""
-        text = httpx.get(self._metrics_url[f"metrics ({service})"], timeout=5.0, trust_env=False).text
+        """The sum over the labels of a metric of the policy or the gateway; 0 where there is none of that name, or
+        nobody to ask."""
+        url = f"{self.url}/metrics" if service == "gateway" else self._urls[f"metrics ({service})"]
+        try:
+            text = httpx.get(url, timeout=5.0, trust_env=False).text
+        except httpx.HTTPError:
+            return 0.0
         samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
         return sum(sample.value for sample in samples if sample.name == name)
 
@@ -163,9 +169,11 @@ class Stack:
                     service.state = State.STARTING
             elif service.state == State.STARTING and service.spec.probe.ready():
                 service.state = State.READY
-        if time.monotonic() > self._asked_ready + _ASK_READY_S and self._service("gateway").state == State.READY:
-            self._asked_ready = time.monotonic()
+        if time.monotonic() > self._looked + _LOOK_S and self._service("gateway").state == State.READY:
+            self._looked = time.monotonic()
             self._ask_ready()
+            waiting = [self.metric(name, "anyloop_log_spool_bytes") for name in ("policy", "gateway")]
+            self.peak_outbox_bytes = max(self.peak_outbox_bytes, *waiting)
 
     def _ask_ready(self) -> None:
         try:
