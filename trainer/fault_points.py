@@ -48,13 +48,16 @@ class FaultPoint(StrEnum):
     GATE_ANNOUNCED = "gate_announced"
 
 
-def _armed() -> tuple[FaultPoint | None, int]:
-    """Raises ValueError on a name that is none: a test that never kills proves nothing."""
-    name, _, count = os.environ.get(VARIABLE, "").partition(":")
-    return (FaultPoint(name), int(count or 1)) if name else (None, 0)
+_point: FaultPoint | None = None
+_left = 0
 
 
-_point, _left = _armed()
+def arm(setting: str) -> None:
+    """`NAME` or `NAME:n`; "" disarms. Raises ValueError on a name that is none: a test that never kills proves
+    nothing."""
+    global _point, _left
+    name, _, count = setting.partition(":")
+    _point, _left = (FaultPoint(name), int(count or 1)) if name else (None, 0)
 
 
 def reached(point: FaultPoint) -> None:
@@ -65,3 +68,6 @@ def reached(point: FaultPoint) -> None:
     _left -= 1
     if not _left:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get(VARIABLE, ""))

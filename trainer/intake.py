@@ -61,12 +61,14 @@ class Intake:
         """The feedback partitions that are this trainer's at present."""
         return {part for topic, part in self._positions() if topic == FEEDBACK}
 
-    def drain(self, timeout: float = 2.0) -> int:
+    def drain(self, timeout: float = 0.5) -> int:
         """Reads to the present end of all partitions that can be had. Returns the new feedback events."""
         self._open()
         ends = self._ends()
         total, deadline = 0, time.monotonic() + _PATIENCE_S
-        while left := {place for place, end in ends.items() if self._at.get(place, 0) < end}:
+        while missing := {
+            place for place, end in ends.items() if self._at.get(place, 0) < end or place not in self._positions()
+        }:
             read, new = self.poll(timeout)
             total += new
             if read:
@@ -74,7 +76,7 @@ class Intake:
             elif time.monotonic() > deadline:
                 if not self.held():
                     raise TimeoutError("the log gave this trainer no partition: others hold all of them")
-                log.warning("going on without %d partitions, which other trainers hold: %s", len(left), sorted(left))
+                log.warning("going on without what other trainers hold: %s", sorted(missing))
                 break
         return total
 

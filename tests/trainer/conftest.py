@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from anyloop.log import open_log
 from anyloop.sequence import Sequencer
 from tests.models.random_omni import build_random_omni
-from tests.trainer.loop import Loop, open_loop
+from tests.trainer.loop import Loop, open_sqlite_loop
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +21,5 @@ def sequencer(checkpoint: Path) -> Sequencer:
 
 @pytest.fixture
 def loop(tmp_path: Path, checkpoint: Path, sequencer: Sequencer) -> Iterator[Loop]:
-    """On the embedded log."""
-    with open_log(f"sqlite:///{tmp_path}/log.db") as log:
-        log.ensure_topics()
-        with open_loop(tmp_path, checkpoint, sequencer, log) as opened:
-            yield opened
+    with open_sqlite_loop(tmp_path, checkpoint, sequencer) as opened:
+        yield opened

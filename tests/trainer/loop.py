@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anyloop.config import Settings
-from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog
+from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, open_log
 from anyloop.media.store import MediaStore
 from anyloop.registry import Registry, announce, checkpoint_events
 from anyloop.sequence import Sequencer
@@ -119,6 +119,15 @@ class Loop:
     def journal(self, event: str) -> list[dict]:
         lines = (self.home / "trainer" / "rounds.jsonl").read_text().splitlines()
         return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+@contextmanager
+def open_sqlite_loop(home: Path, checkpoint: Path, sequencer: Sequencer) -> Iterator[Loop]:
+    """On an embedded log of its own."""
+    with open_log(f"sqlite:///{home}/log.db") as log:
+        log.ensure_topics()
+        with open_loop(home, checkpoint, sequencer, log) as opened:
+            yield opened
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import trainer.rounds
 from anyloop.log import FEEDBACK, RESPONSES, Event, dlq
 from anyloop.registry import checkpoint_events, serving_version
 from protos.anyloop.v1 import policy_pb2
@@ -93,57 +92,6 @@ def test_poison_goes_to_the_dead_letters_and_the_rest_is_used(loop: Loop) -> Non
     assert loop.learner(gate_timeout_s=0).once()
     assert len(list(loop.log.read(dlq(FEEDBACK)))) == 2
     assert loop.registry.manifest("policy-000001").metrics["feedback"] == 6
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing between here and the operating system may handle it."""
-
-
-CRASHES = {
-    "before the critique model is published": ("publish_weights", 0, "before"),
-    "after the critique model is published": ("publish_weights", 0, "after"),
-    "after the critique model is announced": ("promote_critic", 0, "after"),
-    "before the candidate is published": ("publish_weights", 1, "before"),
-    "after the candidate is published": ("publish_weights", 1, "after"),
-    "after the candidate is announced": ("announce_candidate", 0, "after"),
-}
-
-
-@pytest.mark.parametrize("crash", CRASHES.values(), ids=CRASHES.keys())
-def test_a_round_killed_anywhere_has_its_effects_once(
-    loop: Loop, crash: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, after_calls, when = crash
-    original = getattr(trainer.rounds, name)
-    calls = 0
-
-    def dying(*arguments: object, **more: object) -> object:
-        nonlocal calls
-        calls += 1
-        fatal = calls == after_calls + 1
-        if fatal and when == "before":
-            raise Killed
-        result = original(*arguments, **more)
-        if fatal:
-            raise Killed
-        return result
-
-    loop.say(8)
-    monkeypatch.setattr(trainer.rounds, name, dying)
-    with pytest.raises(Killed):
-        loop.learner(gate_timeout_s=0).once()
-    monkeypatch.setattr(trainer.rounds, name, original)
-    loop.say(4)  # arrives while the trainer is down: for the next round
-    assert loop.learner(gate_timeout_s=0).once()
-    assert loop.learner(gate_timeout_s=0).once()
-
-    for lineage in ("policy", "critique"):
-        manifests = [loop.registry.manifest(version) for version in loop.registry.versions(lineage)[1:]]
-        used = [name for manifest in manifests for name in manifest.metrics["feedback_ids"]]
-        assert sorted(used) == sorted(f"f{i}" for i in range(12))
-        assert len(manifests) == 2
-    announced = [version for version, state in states(loop.log, "policy") if state == "CANDIDATE"]
-    assert sorted(announced) == ["policy-000001", "policy-000002"]
 
 
 def test_feedback_is_not_given_up_while_a_service_is_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
