@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 Fsync = Literal["always", "interval", "never"]
 
 _BACKOFF_SECONDS = (0.1, 5.0)  # first and longest wait after a failed append
+_LINGER_SECONDS = 0.01  # for company, and so that the thread that has just put goes on first
 _SAY_SECONDS = 60.0  # between two log lines on the same trouble
 _CLOSE_SECONDS = 2.0  # how long `close` waits for an append under way before it closes the log under it
 _REFUSED_SECONDS = 1.0  # how long a disk that refused an event is expected to refuse the next
@@ -157,6 +158,7 @@ class SpooledWriter:
                     wait = _BACKOFF_SECONDS[0]
                     with self._changed:
                         self._changed.wait_for(lambda: self._folder.closed or self._folder.has_more())
+                    time.sleep(_LINGER_SECONDS)
                 except (LogError, OSError) as error:
                     if self._folder.closed:
                         return

@@ -19,6 +19,9 @@ from anyloop.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
+# From a log's first answer after a trouble to the look: what stood in its sockets is then appended, and a broker that
+# was started again shows all that it holds.
+_SETTLE_SECONDS = 1.0
 _MARKS_SECONDS = 30.0  # after which the log's ends are asked for again, so that a readback stays short
 
 
@@ -30,6 +33,7 @@ class Sender:
         self._state, self._save, self._rejected = state, save, rejected
         self._marked: dict[str, float] = {}  # when this process last asked for a topic's ends
         self._unsure = set(state.marks) if left else set()  # topics that may have events sent without an answer
+        self._unsettled = bool(self._unsure)
 
     def send(self, log: EventLog, topic: str, events: Sequence[Event]) -> None:
         """In the log when it returns. Raises LogError, or OSError when an event that the log refuses cannot be kept."""
@@ -40,12 +44,17 @@ class Sender:
                 self._append(log, topic, events)
         except LogError:
             self._unsure.add(topic)
+            self._unsettled = True
             self._state.time = time.time()
             self._save()
             raise
 
     def _without_known(self, log: EventLog, topic: str, events: Sequence[Event]) -> Sequence[Event]:
         marks, state = self._state.marks, self._state
+        if self._unsettled:
+            log.end_offsets(topic)  # fails while the log is away
+            time.sleep(_SETTLE_SECONDS)
+            self._unsettled = False
         ends = log.end_offsets(topic)  # before the look: what arrives after it stands behind them
         if topic in self._unsure and topic in marks:
             found = find(log, topic, events, marks[topic], ends, state.time)
