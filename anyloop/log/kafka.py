@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from anyloop.log import kafka_topics
-from anyloop.log.errors import EventTooLarge, LogError
+from anyloop.log.errors import EventTooLarge, LogError, UnknownTopic
 from anyloop.log.events import Event, Position, Record
 from anyloop.log.interface import MAX_EVENT_BYTES, EventLog, Start
 from anyloop.log.kafka_cluster import KafkaCluster
@@ -50,12 +50,10 @@ class KafkaLog(EventLog):
         began = time.monotonic()
         try:
             partitions = self._partitions(topic)
-            try:
-                positions = self._appender.append(self._cluster.name(topic), topic, partitions, events)
-            except LogError:
-                self._cluster.forget(topic)  # it may have been deleted: the next append says so
-                raise
+            positions = self._appender.append(self._cluster.name(topic), topic, partitions, events)
         except LogError as error:
+            if isinstance(error, UnknownTopic):
+                self._cluster.forget(topic)
             metrics.LOG_APPEND_ERRORS.labels(topic, type(error).__name__).inc()
             raise
         metrics.LOG_APPENDED_EVENTS.labels(topic).inc(len(events))

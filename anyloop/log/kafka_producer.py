@@ -15,7 +15,7 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka import errors as kafka
 
-from anyloop.log.errors import LogError
+from anyloop.log.errors import LogError, UnknownTopic
 from anyloop.log.events import Event, Position
 from anyloop.log.kafka_clients import connect
 from anyloop.log.kafka_errors import translate
@@ -23,7 +23,7 @@ from anyloop.log.kafka_events import headers_of
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
 from anyloop.log.partition import partition_of
 
-_MAX_UNSETTLED = 10_000  # events of appends that failed, kept for their repetition
+_MAX_UNSETTLED_BYTES = 64 * 2**20  # of events of appends that failed, kept for their repetition
 _CLOSE_SECONDS = 2.0
 _TOO_LARGE = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)
 
@@ -42,6 +42,7 @@ class KafkaAppender:
         self._lock = threading.Lock()  # guards what follows
         self._producer: KafkaProducer | None = None
         self._unsettled: dict[_Fact, deque[Future]] = {}
+        self._unsettled_bytes = 0
         self._closed = False
 
     def append(self, name: str, topic: str, partitions: int, events: Sequence[Event]) -> list[Position]:
@@ -52,15 +53,23 @@ class KafkaAppender:
         sent: list[tuple[Event, Future]] = []
         try:
             for event in events:
-                sent.append((event, self._earlier(topic, event) or self._send(producer, name, partitions, event)))
+                future = self._earlier(topic, event)
+                if future is None:
+                    self._check_room(doing)
+                    future = self._send(producer, name, partitions, event)
+                sent.append((event, future))
             return [_position(topic, future.get(max(0.0, deadline - time.monotonic()))) for _, future in sent]
-        except (kafka.KafkaError, OSError, RuntimeError, ValueError) as error:
+        except (kafka.KafkaError, LogError, OSError, RuntimeError, ValueError) as error:
             self._remember(topic, sent)
             if self._closed:
                 raise LogError(f"{self._where}: this log is closed") from error
+            if isinstance(error, ValueError):  # no such partition: the topic has been made anew, with fewer
+                raise LogError(f"{doing}: {error}", retriable=True) from error
             self._replace_broken(producer, [future for _, future in sent])
             if isinstance(error, _TOO_LARGE) and len(sent) == len(events):
                 return self._append_singly(name, topic, partitions, events, deadline)
+            if sent and producer._metadata.partitions_for_topic(name) is None:
+                raise UnknownTopic(topic) from error  # deleted meanwhile
             raise translate(error, doing) from error
 
     def _append_singly(
@@ -101,33 +110,44 @@ class KafkaAppender:
             return None
         fact = _fact(topic, event)
         with self._lock:
-            futures = self._unsettled.get(fact)
+            futures = self._unsettled.get(fact, deque())
             while futures:
                 future = futures.popleft()
+                self._unsettled_bytes -= _size(fact)
                 if not futures:
                     del self._unsettled[fact]
-                if not future.is_done or future.exception is None:
+                if not _failed(future):
                     return future
         return None
 
     def _remember(self, topic: str, sent: Sequence[tuple[Event, Future]]) -> None:
         with self._lock:
             for event, future in sent:
-                if not future.is_done or future.exception is None:
-                    self._unsettled.setdefault(_fact(topic, event), deque()).append(future)
-            if len(self._unsettled) > _MAX_UNSETTLED:
-                # Nobody came back for these; they are in the log.
-                self._unsettled = {
-                    key: waiting
-                    for key, futures in self._unsettled.items()
-                    if (waiting := deque(future for future in futures if not future.is_done))
-                }
+                if not _failed(future):
+                    fact = _fact(topic, event)
+                    self._unsettled.setdefault(fact, deque()).append(future)
+                    self._unsettled_bytes += _size(fact)
+
+    def _check_room(self, doing: str) -> None:
+        if self._unsettled_bytes <= _MAX_UNSETTLED_BYTES:
+            return
+        with self._lock:
+            self._forget_settled()
+            if self._unsettled_bytes > _MAX_UNSETTLED_BYTES:
+                raise LogError(f"{doing}: {self._unsettled_bytes} bytes wait for the brokers already", retriable=True)
+
+    def _forget_settled(self) -> None:
+        """The oldest: nobody came back for them. They are in the log, or the producer has given them up."""
+        for fact, futures in list(self._unsettled.items()):
+            if self._unsettled_bytes <= _MAX_UNSETTLED_BYTES:
+                return
+            if all(future.is_done for future in futures):
+                del self._unsettled[fact]
+                self._unsettled_bytes -= _size(fact) * len(futures)
 
     def _connected(self, deadline: float, doing: str) -> KafkaProducer:
         producer = self._producer
         if producer is not None:
-            if len(self._unsettled) >= _MAX_UNSETTLED:
-                raise LogError(f"{doing}: {len(self._unsettled)} events wait for the brokers already", retriable=True)
             return producer
         if not self._connecting.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise LogError(f"{doing}: another thread still tries to connect", retriable=True)
@@ -151,7 +171,7 @@ class KafkaAppender:
     def _replace_broken(self, producer: KafkaProducer, futures: Sequence[Future]) -> None:
         """A batch that failed for good must not be overtaken by those behind it, and a producer with a fatal error
         takes nothing more: its waiting batches fail too, and their callers repeat them in order on the next one."""
-        if not any(future.is_done and future.exception is not None for future in futures):
+        if not any(_failed(future) for future in futures):
             return
         with self._lock:
             if self._producer is not producer:
@@ -170,6 +190,14 @@ class KafkaAppender:
 
 def _fact(topic: str, event: Event) -> _Fact:
     return topic, event.id, event.key, event.data
+
+
+def _size(fact: _Fact) -> int:
+    return len(fact[2]) + len(fact[3]) + 1000  # the objects around it
+
+
+def _failed(future: Future) -> bool:
+    return bool(future.is_done and future.exception is not None)
 
 
 def _position(topic: str, metadata: Any) -> Position:

@@ -75,7 +75,10 @@ class KafkaSettings(BaseSettings):
     batch_bytes: int = Field(256 * 1024, ge=1024, description="Largest batch of one partition")
     timeout_s: float = Field(10.0, gt=0.5, le=300, description="An operation fails, retriable, after so long")
     delivery_timeout_s: float = Field(
-        120.0, gt=0, description="So long the producer repeats one batch, without repeating or reordering its events"
+        86400.0,
+        gt=0,
+        description="So long the producer repeats a batch that nobody acknowledges; appended again after that, events "
+        "whose acknowledgement alone was lost are in the log twice",
     )
     session_timeout_s: float = Field(
         10.0, ge=1, description="After so long a silent consumer's partitions go to others"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from anyloop.cli.kafka.broker import LocalBroker, free_port
-from anyloop.log import RESPONSES, Consumer, Event, LogError, Position, TopicSpec
+from anyloop.log import RESPONSES, Consumer, Event, LogError, Position, TopicSpec, kafka_producer
 from anyloop.log.kafka import KafkaLog
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
 from protos.anyloop.v1 import events_pb2
@@ -133,6 +133,24 @@ OPERATIONS: dict[str, Callable[[KafkaLog], object]] = {
     "consumer": lambda log: log.consumer("g", [RESPONSES]).close(),
     "ensure_topics": lambda log: log.ensure_topics([TopicSpec(RESPONSES)]),
 }
+
+
+def test_what_waits_for_the_broker_is_bounded_and_still_repeated_once(
+    broker: LocalBroker, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_producer, "_MAX_UNSETTLED_BYTES", 3000)
+    log.append(RESPONSES, event("first"))
+    pause(broker)
+    batch = [event(f"e{number}") for number in range(3)]
+    with pytest.raises(LogError):
+        log.append_many(RESPONSES, batch)
+    with pytest.raises(LogError, match="bytes wait for the brokers already") as caught:
+        log.append(RESPONSES, event("more"))
+    assert caught.value.retriable
+    broker.resume()
+    append_until_taken(log, batch)
+    append_until_taken(log, [event("more")])
+    assert [record.event.id for record in log.read(RESPONSES)] == ["first", "e0", "e1", "e2", "more"]
 
 
 @pytest.mark.parametrize("fault", ["away", "silent"])

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
-from anyloop.log import CHECKPOINTS, RESPONSES, Event, EventTooLarge, LogError, PoisonEvent, TopicSpec, dlq, open_log
+from anyloop.log import (
+    CHECKPOINTS,
+    RESPONSES,
+    Event,
+    EventTooLarge,
+    LogError,
+    PoisonEvent,
+    TopicSpec,
+    UnknownTopic,
+    dlq,
+    open_log,
+)
 from anyloop.log.kafka import KafkaLog
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
 from anyloop.telemetry import metrics
@@ -285,15 +296,41 @@ def test_appends_and_their_failures_are_counted(log: KafkaLog) -> None:
     assert failed._value.get() - before == 1
 
 
-def test_a_topic_that_is_deleted_is_unknown_again(log: KafkaLog, admin: KafkaAdminClient, prefix: str) -> None:
-    log.append(RESPONSES, event(1))
-    admin.delete_topics([prefix + RESPONSES])
-    deadline = time.monotonic() + 10
+def test_a_topic_that_is_deleted_is_unknown_again_and_one_made_anew_takes_events(
+    kafka_url: str, admin: KafkaAdminClient, prefix: str
+) -> None:
+    with KafkaLog(KafkaAddress.from_url(kafka_url), KafkaSettings(timeout_s=1.0)) as log:
+        log.ensure_topics([TopicSpec(RESPONSES, 2)])
+        log.append(RESPONSES, event(1))
+        admin.delete_topics([prefix + RESPONSES])
+        until_unknown(lambda: log.append(RESPONSES, event(2)))
+        until_unknown(lambda: log.end_offsets(RESPONSES))
+        with pytest.raises(UnknownTopic):
+            log.consumer("g", [RESPONSES])
+        log.ensure_topics([TopicSpec(RESPONSES, 2)])
+        log.append(RESPONSES, event(3))
+        assert ids(log.read(RESPONSES))[-1] == "e3"
+
+
+def until_unknown(attempt: Callable[[], object]) -> None:
+    """The brokers forget a deleted topic a moment later."""
+    deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
-        with contextlib.suppress(LogError):
-            log.end_offsets(RESPONSES)
-            continue
-        break
-    with pytest.raises(LogError, match="does not exist") as caught:
-        log.end_offsets(RESPONSES)
-    assert caught.value.retriable
+        try:
+            attempt()
+        except UnknownTopic as error:
+            if error.retriable:
+                return
+            raise
+        except LogError as error:
+            if not error.retriable:
+                raise
+    raise AssertionError("the topic is still known")
+
+
+def test_the_largest_event_is_taken(log: KafkaLog) -> None:
+    largest = Event("large", "tests", "anyloop.v1.ResponseEvent", datetime.now(UTC), "k", bytes(999_999))
+    log.append(RESPONSES, largest)
+    log.append(RESPONSES, event(1))
+    assert next(record.event for record in log.read(RESPONSES)) == largest
+    assert ids(drain(log, 2)) == ["large", "e1"]
