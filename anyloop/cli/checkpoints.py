@@ -247,10 +247,12 @@ def _registry() -> "Registry":
 
 
 def _log(settings: Settings) -> "EventLog":
+    from anyloop.cli.runfile import log_url
     from anyloop.log import open_log
 
+    url = log_url(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
-    return open_log(settings.effective_log_url)
+    return open_log(url)
 
 
 def _announced(log: "EventLog") -> list[Any]:

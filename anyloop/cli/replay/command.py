@@ -133,9 +133,11 @@ def _learn(lineage: str, asked: dict[str, Any], gate_suite: str, as_json: bool) 
     from anyloop.cli.replay.home import folder_of, private_settings
     from anyloop.cli.replay.learning import learn
     from anyloop.cli.replay.plan import Plan
+    from anyloop.cli.runfile import log_url
     from anyloop.cli.up import local_settings
 
     live = local_settings("inprocess")
+    live.log_url = log_url(live)
     folder = folder_of(live, lineage)
     private = private_settings(live, folder)
     screen = errors if as_json else console
