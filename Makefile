@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap clean
+.PHONY: help setup demo up kafka test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap bench-log clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -83,6 +83,9 @@ bench-serving: $(STAMP) $(PEER)  ## AnyLoop beside `transformers serve` and its 
 
 bench-swap: $(STAMP)  ## Fifty swaps under 32 streams: dropped, garbled, how long steps pause: bench-out/swap.json
 	$(BIN)/python -m bench.swap
+
+bench-log: $(STAMP)  ## Events/s into SQLite, Kafka and bare kafka-python; what recording adds to an answer: bench-out/log.json
+	$(BIN)/python -m bench.log
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
