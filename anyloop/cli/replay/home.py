@@ -3,9 +3,11 @@
 Nothing in it is shared with the live loop but the bytes of checkpoints, which no registry ever writes into.
 """
 
+import fcntl
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +26,22 @@ Step = Callable[[int, int], None]  # records read so far, records to read
 
 def folder_of(settings: Settings, lineage: str) -> Path:
     return settings.home.absolute() / "replays" / lineage
+
+
+@contextmanager
+def only_one(settings: Settings, lineage: str) -> Iterator[None]:
+    """Holds the lineage for this process. Raises CommandError when another one works on it."""
+    folder = folder_of(settings, lineage).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{lineage}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CommandError(
+                f"another command works on the replay into {lineage}: wait until it has ended, or stop it",
+                ExitCode.REFUSED,
+            ) from error
+        yield
 
 
 def private_settings(settings: Settings, folder: Path) -> Settings:
@@ -202,15 +220,15 @@ def _copy_evaluations(source: Path, target: Path, version: str) -> None:
 
 def _first_time(log: EventLog, begin: dict[int, int], end: dict[int, int]) -> int:
     """When the first feedback of the range came, Unix milliseconds."""
-    times = [
-        record.time
+    first = [
+        record
         for part, offset in begin.items()
         if offset < end[part]
         for record in log.read(FEEDBACK, partition=part, offset=offset, limit=1)
     ]
-    if not times:
+    if not first:
         raise CommandError("there is no feedback in this range: see `anyloop log read feedback`", ExitCode.NOT_FOUND)
-    return int(min(times).timestamp() * 1000)
+    return min(map(selection.said_at, first))
 
 
 def _numbers(offsets: dict[str, int]) -> dict[int, int]:

@@ -138,6 +138,13 @@ def copy_responses(
     _append(target, RESPONSES, wanted())
 
 
+def said_at(record: Record) -> int:
+    """When feedback was given, Unix milliseconds: a log that was copied has times of its own."""
+    message = _message(record)
+    given = message.created_unix_ms if isinstance(message, events_pb2.FeedbackEvent) else 0
+    return int(given or record.time.timestamp() * 1000)
+
+
 def _first_since(log: EventLog, topic: str, part: int, since: datetime, end: int) -> int:
     return next((record.offset for record in log.read(topic, partition=part, since=since, limit=1)), end)
 

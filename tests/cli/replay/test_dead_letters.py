@@ -1,6 +1,7 @@
 """Dead letters go back once, whatever is killed, filtered or repeated; a poison one does not loop for ever."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,9 +21,11 @@ from protos.anyloop.v1 import events_pb2
 ALL = Choice()
 
 
-@pytest.fixture
-def log(home: Path) -> Iterator[EventLog]:
+@pytest.fixture(params=["sqlite", "kafka"])
+def log(home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[EventLog]:
     home.mkdir()
+    if request.param == "kafka":
+        monkeypatch.setenv("ANYLOOP_LOG_URL", request.getfixturevalue("kafka_url"))
     with open_log(Settings().effective_log_url) as opened:
         opened.ensure_topics(TOPICS)
         yield opened
@@ -33,10 +36,17 @@ def set_aside(log: EventLog, *names: str, reason: str = "bytes are no message") 
     for name in names:
         message = events_pb2.FeedbackEvent(feedback_id=name)
         log.append(FEEDBACK, Event.wrap(message, key=name, source="tests", id=name))
+    consume(log, set(names), reason)
+
+
+def consume(log: EventLog, unreadable: set[str], reason: str) -> None:
+    """Everything that the group has not read yet; what is unreadable goes to the dead letters."""
     with log.consumer("tests", [FEEDBACK]) as consumer:
-        while records := consumer.poll(timeout=0.1):
-            for record in records:
-                if record.event.id in names:
+        deadline = time.monotonic() + 20
+        while log.lag("tests", [FEEDBACK]):
+            assert time.monotonic() < deadline
+            for record in consumer.poll(timeout=1.0):
+                if record.event.id in unreadable:
                     consumer.dead_letter(record, reason)
             consumer.commit()
 
@@ -138,10 +148,7 @@ def test_a_poison_event_is_given_up_after_so_many_times(log: EventLog) -> None:
     set_aside(log, "poison")
     for _ in range(4):
         put_back_letters(log, FEEDBACK, Choice(max_replays=2))
-        with log.consumer("tests", [FEEDBACK]) as consumer:
-            for record in consumer.poll(timeout=0.1):
-                consumer.dead_letter(record, "still no message")
-            consumer.commit()
+        consume(log, {"poison"}, "still no message")
     assert on_topic(log) == [("poison", ""), ("poison", "1"), ("poison", "2")]
     assert put_back_letters(log, FEEDBACK, Choice(max_replays=2)).given_up == 1
     assert put_back_letters(log, FEEDBACK, Choice(max_replays=3)).replayed == 1
@@ -160,7 +167,8 @@ def test_two_commands_do_not_work_at_once(log: EventLog, monkeypatch: pytest.Mon
     set_aside(log, "a")
     monkeypatch.setattr(letters, "_JOIN_S", 0.5)
     with log.consumer(GROUP, [dlq(FEEDBACK)]) as other:
-        other.poll(timeout=0.1)
+        while len(other.positions()) < 4:
+            other.poll(timeout=0.2)
         with pytest.raises(CommandError, match="another command") as refused:
             put_back_letters(log, FEEDBACK, ALL)
     assert refused.value.code == ExitCode.REFUSED

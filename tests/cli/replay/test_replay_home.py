@@ -1,6 +1,7 @@
 """The folder a replay works in: filled from the live loop, which notices nothing."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_the_weights_that_served_when_the_first_feedback_came_are_the_start(live
     registry = Registry(live.effective_registry_dir)
     announce(source, "policy", "policy-000001", "promoted")
     announce(source, "critique", "critique-000000", "promoted")
-    converse(source, "a")
+    say(source, "f", "a", created=time.time_ns() // 1_000_000)
+    time.sleep(0.002)
     announce(source, "policy", "policy-000002", "promoted")
     made = plan(source)
     begin, end = ({int(p): at for p, at in offsets[FEEDBACK].items()} for offsets in (made.begin, made.end))

@@ -13,9 +13,10 @@ from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, open_log
 from tests.trainer.events import feedback, response
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[EventLog]:
-    with open_log(f"sqlite:///{tmp_path}/source.db") as opened:
+@pytest.fixture(params=["sqlite", "kafka"])
+def log(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[EventLog]:
+    kafka = request.param == "kafka"
+    with open_log(request.getfixturevalue("kafka_url") if kafka else f"sqlite:///{tmp_path}/source.db") as opened:
         opened.ensure_topics()
         yield opened
 
@@ -131,8 +132,8 @@ def test_what_cannot_be_learned_from_is_counted(log: EventLog, target: EventLog)
 
 def test_events_keep_their_attributes_bytes_and_order(log: EventLog, target: EventLog) -> None:
     answer(log, "r")
-    for n in range(1200):
-        say(log, f"f{n:04}", "r")
+    said = [feedback(f"f{n:04}", "r") for n in range(1200)]
+    log.append_many(FEEDBACK, [Event.wrap(one, key="r", source="test", id=one.feedback_id) for one in said])
     copy(log, target)
     before = [record.event for record in log.read(FEEDBACK)]
     assert [record.event for record in target.read(FEEDBACK)] == before
