@@ -69,6 +69,10 @@ class SpooledWriter:
         self.log_trouble: str | None = None  # why the log takes nothing now
         self.disk_trouble: str | None = None  # why the disk took nothing when last asked
 
+    def latest(self) -> list[Event]:
+        """Before `start`: what an earlier process put last (8 MiB at most) and could not send. Raises OSError."""
+        return self._folder.latest()
+
     def start(self) -> Self:
         """Begins to drain, beginning with what an earlier process has left."""
         metrics.LOG_SPOOL_OLDEST.set_function(self.oldest_seconds)

@@ -175,6 +175,16 @@ class SpoolFolder:
             self._finish(path)
         return []
 
+    def latest(self) -> list[Event]:
+        """What the newest segment of an earlier process holds that is not in the log yet. Raises OSError."""
+        if not self._segments:
+            return []
+        path, found = self._segments[-1], []
+        with contextlib.suppress(SegmentCorrupted):
+            for _, _, event in frames(path, self.state.cursor if len(self._segments) == 1 else 0):
+                found.append(event)
+        return found
+
     def advance(self, cursor: int) -> None:
         """The log has what stands before `cursor` in the oldest segment."""
         with self.changed:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from anyloop.log import FEEDBACK, Event, EventTooLarge, LogError
+from anyloop.log import FEEDBACK, Event, EventTooLarge, LogError, PoisonEvent
 from anyloop.log.spool import SpooledWriter
 from anyloop.telemetry.metrics import FEEDBACK_EVENTS
 from protos.anyloop.v1 import events_pb2, feedback_pb2
@@ -54,6 +54,17 @@ class FeedbackDesk:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="feedback")
         self._busy: set[str] = set()  # ids of feedback that a thread is taking; guarded by _done
         self._done = threading.Condition()
+
+    def recall(self) -> None:
+        """Before the outbox starts: a gateway that was killed may have put feedback there without noting that it did,
+        and the client that heard nothing sends it again."""
+        try:
+            for left in self._outbox.latest():
+                event = left.unwrap()
+                if isinstance(event, events_pb2.FeedbackEvent):
+                    self._ledger.add_feedback(TakenFeedback(left.id, event.principal, "", False, left.data))
+        except (LedgerError, PoisonEvent, OSError) as error:  # no reason not to serve: repetitions have the same id
+            logger.warning("what the outbox has left could not be noted: %s", error)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -109,7 +120,7 @@ class FeedbackDesk:
                     return feedback_pb2.SubmitFeedbackResponse(feedback_id=feedback_id, early=early)
         except LedgerError as error:
             raise _unreadable(error) from error
-        if first.body != body:
+        if first.body and first.body != body:
             raise GatewayError(
                 Status.ALREADY_EXISTS,
                 f"the idempotency key {key!r} was used for other feedback; send this one with a key of its own",

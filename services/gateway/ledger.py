@@ -35,7 +35,8 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True)
 class TakenFeedback:
-    """`body` is the digest of what the client sent, `event` the FeedbackEvent; empty when it is no longer kept."""
+    """`body` is the digest of what the client sent, empty when only the outbox knew of it. `event` is the
+    FeedbackEvent, empty when it is no longer kept."""
 
     feedback_id: str
     principal: str

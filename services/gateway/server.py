@@ -54,8 +54,9 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         listener = cleanup.enter_context(_listen(settings.bind, settings.gateway_port))
         outbox = open_outbox(settings, "gateway", settings.feedback_fsync)
         cleanup.callback(outbox.close)
-        outbox.start()
         plane = DataPlane(settings, log, outbox, MediaStore(settings.effective_media_url), keys)
+        await asyncio.to_thread(plane.feedback.recall)
+        outbox.start()
         edge = EdgeServer(plane, f"{settings.bind}:{settings.edge_grpc_port}")
         rest = RestServer(
             uvicorn.Config(

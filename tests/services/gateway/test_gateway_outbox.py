@@ -176,6 +176,22 @@ async def test_feedback_that_the_ledger_cannot_note_is_taken_all_the_same(
     assert {record.event.id for record in await world.feedback()} == {first.json()["id"]}
 
 
+async def test_feedback_that_a_killed_gateway_took_without_noting_it_is_not_taken_twice(
+    start: Any, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await start()
+    broker.away = cut()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add_feedback", lambda self, taken: None)  # killed before it could
+        first = await give(world, idempotency_key="k")
+    await world.end()
+    again = await start()
+    second = await give(again, idempotency_key="k")
+    assert second.json() == {**first.json(), "duplicate": True}
+    broker.away = None
+    assert [record.event.id for record in await again.feedback()] == [first.json()["id"]]
+
+
 async def test_equal_keys_at_the_same_moment_are_taken_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = threading.Event()
     look = Ledger.feedback
