@@ -1,4 +1,4 @@
-"""`anyloop replay` with real services: killed in the middle, taken up again, and nothing changed but its own lineage."""
+"""`anyloop replay` with real services: killed in the middle, taken up again, nothing changed but its own lineage."""
 
 import json
 import os

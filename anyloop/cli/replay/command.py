@@ -130,14 +130,22 @@ def replay(
 
 
 def _learn(lineage: str, asked: dict[str, Any], gate_suite: str, as_json: bool) -> None:
-    from anyloop.cli.replay.home import folder_of, private_settings
-    from anyloop.cli.replay.learning import learn
-    from anyloop.cli.replay.plan import Plan
+    from anyloop.cli.replay.home import only_one
     from anyloop.cli.runfile import log_url
     from anyloop.cli.up import local_settings
 
     live = local_settings("inprocess")
     live.log_url = log_url(live)
+    with only_one(live, lineage):
+        _learn_alone(live, lineage, asked, gate_suite, as_json)
+
+
+def _learn_alone(live: Settings, lineage: str, asked: dict[str, Any], gate_suite: str, as_json: bool) -> None:
+    """Plans, prepares, learns and reports; each as far as it is still to be done."""
+    from anyloop.cli.replay.home import folder_of, private_settings
+    from anyloop.cli.replay.learning import learn
+    from anyloop.cli.replay.plan import Plan
+
     folder = folder_of(live, lineage)
     private = private_settings(live, folder)
     screen = errors if as_json else console

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.replay.home import only_one
 from anyloop.cli.replay.plan import Plan
 from anyloop.config import Settings
 from anyloop.log import FEEDBACK, RESPONSES, Event, open_log
@@ -123,6 +124,13 @@ def test_one_that_was_begun_on_another_log_is_refused(spoken: Path, runner: CliR
     code, error = refused(runner, "--into", "lab")
     assert code == ExitCode.REFUSED
     assert "was begun on sqlite:///elsewhere.db" in error
+
+
+def test_two_commands_do_not_work_on_one_lineage(spoken: Path, runner: CliRunner) -> None:
+    with only_one(Settings(), "lab"):
+        code, error = refused(runner, "--into", "lab", "--from", "beginning")
+    assert code == ExitCode.REFUSED
+    assert "another command works on the replay into lab" in error
 
 
 def test_a_damaged_plan_says_what_to_do(spoken: Path, runner: CliRunner) -> None:
