@@ -42,6 +42,7 @@ class Intake:
         self._consumer: Consumer | None = None
         self._at = store.positions()
         self._handled: dict[Place, int] = {}  # partitions held: up to where others have set poison aside
+        self._told: dict[Place, int] = {}  # what the group knows of it
         self._looked = 0.0
 
     def poll(self, timeout: float) -> tuple[int, int]:
@@ -53,8 +54,7 @@ class Intake:
         applied, new = self._apply(self._following(records))
         self._look_around()
         self._align(consumer)
-        if records:
-            self._commit(consumer)
+        self._commit(consumer)
         return applied, new
 
     def held(self) -> set[int]:
@@ -127,7 +127,9 @@ class Intake:
         held = consumer.positions().keys()
         for topic in {topic for topic, _ in held - self._handled.keys()}:
             committed = self._log.committed(GROUP, topic)
-            self._handled |= {place: committed.get(place[1], 0) for place in held if place[0] == topic}
+            found = {place: committed.get(place[1], 0) for place in held - self._handled.keys() if place[0] == topic}
+            self._handled |= found
+            self._told |= found
         self._handled = {place: upto for place, upto in self._handled.items() if place in held}
 
     def _following(self, records: Sequence[Record]) -> list[Record]:
@@ -167,8 +169,14 @@ class Intake:
                 consumer.seek(*place, at)
 
     def _commit(self, consumer: Consumer) -> None:
+        """Tells the group where this state is, be it that a killed one could not any more."""
+        held = consumer.positions().keys()
+        ahead = {place: self._at[place] for place in held & self._at.keys() if self._told.get(place) != self._at[place]}
+        if not ahead:
+            return
         try:
-            consumer.commit({place: self._at[place] for place in consumer.positions() if place in self._at})
+            consumer.commit(ahead)
+            self._told |= ahead
         except CommitFailed as error:  # the store has what was read; whoever holds the partition now reads it too
             log.info("not committed: %s", error)
         reached(FaultPoint.COMMITTED)

@@ -142,6 +142,21 @@ def test_a_partition_taken_over_while_running_is_not_read_from_the_groups_offset
     assert set(claim(first, first_store)) == names
 
 
+def test_the_group_learns_where_a_state_is_whose_process_died_before_it_could_tell(
+    log: SqliteLog, homes: Homes
+) -> None:
+    say(log, 0, 8)
+    intake, store = homes.start("one", log)
+    intake.drain(0.05)
+    intake.close()
+    log._writer.execute("DELETE FROM commits")
+    assert log.lag(GROUP, [RESPONSES, FEEDBACK]) == 16
+    again = Intake(log, store)
+    again.drain(0.05)
+    again.close()
+    assert log.lag(GROUP, [RESPONSES, FEEDBACK]) == 0
+
+
 def test_records_that_the_log_has_lost_are_counted_and_passed_over(log: SqliteLog, homes: Homes) -> None:
     intake, store = homes.start("one", log)
     say(log, 0, 40)
