@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.output import errors
 from anyloop.cli.topology import local_broker_url
 from anyloop.config import Settings
 
@@ -49,6 +50,16 @@ def choose_log(settings: Settings, kind: str | None, port_offset: int) -> bool:
             ExitCode.USAGE,
         )
     return False
+
+
+def bring_broker() -> None:
+    """Downloads the broker where it is missing, with a word on the screen: minutes that a service's start does not
+    have. Raises CommandError without Java or Maven."""
+    from anyloop.cli.kafka.artifacts import jars, java
+
+    java()
+    with errors.status("Bringing the Kafka broker (once, some minutes)"):
+        jars()
 
 
 def separate_log(settings: Settings) -> None:

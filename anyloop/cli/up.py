@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from anyloop.cli.exits import CommandError
-from anyloop.cli.log_choice import LogKind, choose_log
+from anyloop.cli.log_choice import LogKind, bring_broker, choose_log
 from anyloop.cli.output import console
 from anyloop.config import Settings
 
@@ -42,6 +42,8 @@ def up(
 
     settings = local_settings(host)
     broker = choose_log(settings, log, port_offset)
+    if broker:
+        bring_broker()
     topology = one_machine(
         settings, port_offset=port_offset, trainer=trainer, algorithm=algorithm, gate_suite=gate_suite, broker=broker
     )

@@ -2,8 +2,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from anyloop.cli.exits import CommandError
+from anyloop.cli.app import app
+from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.log_choice import choose_log, separate_log
 from anyloop.config import Settings
 
@@ -70,3 +72,15 @@ def test_a_demo_on_a_shared_cluster_has_a_prefix_of_its_own(url: str, pattern: s
     settings = _settings(tmp_path, url)
     separate_log(settings)
     assert re.fullmatch(pattern, settings.log_url)
+
+
+def test_without_java_the_command_ends_before_anything_starts(
+    home: Path, runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.delenv("ANYLOOP_LOG_URL", raising=False)
+    result = runner.invoke(app, ["up", "--log", "kafka"])
+    assert result.exit_code == ExitCode.FAILED
+    assert "needs Java 17 or later" in result.stderr
+    assert not home.exists()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
-from anyloop.cli.log_choice import LogKind, choose_log, separate_log
+from anyloop.cli.log_choice import LogKind, bring_broker, choose_log, separate_log
 from anyloop.cli.output import console, errors, print_json
 from anyloop.cli.up import Algorithm, Host, PortOffset, local_settings, prepare_home, preparing
 
@@ -58,7 +58,9 @@ def demo(
     if not keep_home:
         settings.home = _fresh_home(out.absolute() / "demo-home")
     broker = choose_log(settings, log, port_offset)
-    if not broker and not keep_home:
+    if broker:
+        bring_broker()
+    elif not keep_home:
         separate_log(settings)
     results = _run(plan, settings, algorithm, port_offset, screen, broker=broker)
     document = _write(results, out)

@@ -30,16 +30,16 @@ def kafka(
     One node in KRaft mode without authentication, for development: it listens on 127.0.0.1 alone. The first run brings
     the jars by Maven into ~/.cache/anyloop. The data stay in the folder; a second run goes on with them.
     """
-    from anyloop.cli.kafka.artifacts import broker_version, jars
+    from anyloop.cli.kafka.artifacts import broker_version
     from anyloop.cli.kafka.broker import LocalBroker
+    from anyloop.cli.log_choice import bring_broker
     from anyloop.cli.supervisor import handled
 
     place = (folder or Settings().home / "kafka").absolute()
     _refuse_taken(port)
     with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         try:
-            with console.status("Bringing the jars of the broker (once, some minutes)"):
-                jars()
+            bring_broker()
             with LocalBroker(place, port=port, heap_mb=heap_mb) as broker:
                 console.print(
                     f"Apache Kafka {broker_version()} listens on {broker.address}; its data are in {place}",
