@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e protos wire tiny-omni bench-learning bench-serving bench-swap bench-log clean
+.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,6 +65,9 @@ unit: $(STAMP)  ## Tests that start no service (generated code and wire compatib
 
 e2e: $(STAMP) $(PEER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q
+
+test-faults: $(STAMP)  ## Kills, full disks and cut networks under load, on a real broker: bench-out/faults.json (ONLY=broker for one)
+	$(BIN)/python -m tests.faults $(if $(ONLY),--only $(ONLY))
 
 protos: $(STAMP)  ## Generate the protobuf code again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. protos/anyloop/v1/*.proto
