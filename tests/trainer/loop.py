@@ -88,12 +88,12 @@ class Loop:
             self.log.append(FEEDBACK, Event.wrap(said, key=name, source="test", id=said.feedback_id))
         self.sent += count
 
-    def learner(self, **more: object) -> Learner:
+    def learner(self, home: str = "trainer", **more: object) -> Learner:
         """A learner as a new process would open it; the one before is gone with its handles."""
         self.process.close()
         options = TrainerSettings(**(FAST | more))  # type: ignore[arg-type]
-        store = JoinStore(self.home / "trainer" / "state.db", options.late_after_s)
-        journal = Journal(self.home / "trainer" / "rounds.jsonl")
+        store = JoinStore(self.home / home / "state.db", options.late_after_s)
+        journal = Journal(self.home / home / "rounds.jsonl")
         runner = RoundRunner(self.settings, options, self.log, self.registry, store, journal, World())
         intake = Intake(self.log, store)
         self.process.callback(store.close)
@@ -116,8 +116,8 @@ class Loop:
             stop.set()
             thread.join(30)
 
-    def journal(self, event: str) -> list[dict]:
-        lines = (self.home / "trainer" / "rounds.jsonl").read_text().splitlines()
+    def journal(self, event: str, home: str = "trainer") -> list[dict]:
+        lines = (self.home / home / "rounds.jsonl").read_text().splitlines()
         return [line for line in map(json.loads, lines) if line["event"] == event]
 
 

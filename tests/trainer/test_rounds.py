@@ -1,11 +1,16 @@
 """A whole round: log → join → critique model → pairs → candidate → gate, against scripted services over real gRPC."""
 
+import errno
 import json
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
+from prometheus_client import REGISTRY
 
-from anyloop.log import FEEDBACK, RESPONSES, Event, dlq
-from anyloop.registry import checkpoint_events, serving_version
+from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, LogError, dlq
+from anyloop.registry import Registry, announce, checkpoint_events, serving_version
 from protos.anyloop.v1 import policy_pb2
 from tests.trainer.events import feedback, spoken
 from tests.trainer.fake_services import BASE
@@ -13,7 +18,7 @@ from tests.trainer.loop import Loop, states
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.intake import GROUP
-from trainer.learner import should_start
+from trainer.learner import Learner, should_start
 from trainer.rounds import RoundRunner
 
 
@@ -196,3 +201,237 @@ def test_overtaken_candidates_are_rejected_by_name(loop: Loop) -> None:
 def test_when_a_round_starts(ready: int, quiet: float, waited: float, start: bool) -> None:
     settings = TrainerSettings(min_feedback=64, quiet_s=5, max_wait_s=600)
     assert should_start(ready, quiet, waited, settings) is start
+
+
+def test_late_feedback_is_joined_left_out_or_set_aside_as_the_settings_say(loop: Loop) -> None:
+    answer = spoken(loop.sequencer, "r", "Draw.", "red square", created=1_000)
+    loop.log.append(RESPONSES, Event.wrap(answer, key="r", source="test", id="r"))
+    late = feedback("late", "r", critique="It should be red.", created=1_001 + 3_600_000)
+    loop.log.append(FEEDBACK, Event.wrap(late, key="r", source="test", id="late"))
+    before = REGISTRY.get_sample_value("anyloop_trainer_left_out_total", {"reason": "late"}) or 0
+    window = {"join_window_h": 1.0, "gate_timeout_s": 0, "min_pairs": 1}
+
+    assert not loop.learner(late_feedback="drop", home="dropping", **window).once()
+    assert REGISTRY.get_sample_value("anyloop_trainer_left_out_total", {"reason": "late"}) == before + 1
+    assert list(loop.log.read(dlq(FEEDBACK))) == []
+
+    assert not loop.learner(late_feedback="dead_letter", home="setting_aside", **window).once()
+    (letter,) = loop.log.read(dlq(FEEDBACK))
+    assert letter.event.id == "late"
+    assert letter.event.unwrap() == late
+    assert letter.event.key == "r"
+    said = letter.event.extensions
+    assert said["dlqreason"] == "late feedback: it came more than 1 hours after its response"
+    (origin,) = loop.log.read(FEEDBACK)
+    assert (said["dlqpartition"], said["dlqoffset"]) == (str(origin.partition), str(origin.offset))
+
+    assert loop.learner(late_feedback="join", home="joining", **window).once()
+    assert loop.registry.manifest("policy-000001").metrics["feedback_ids"] == ["late"]
+
+
+def test_feedback_without_a_response_waits_for_the_window_and_not_longer(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = feedback("early", "r0", critique="It should be a blue circle.")
+    loop.log.append(FEEDBACK, Event.wrap(early, key="r0", source="test", id="early"))
+    lost = feedback("lost", "nowhere", critique="no")
+    loop.log.append(FEEDBACK, Event.wrap(lost, key="nowhere", source="test", id="lost"))
+    options = {"late_feedback": "dead_letter", "join_window_h": 1.0, "gate_timeout_s": 0}
+    assert not loop.learner(**options).once()
+    loop.say(3)
+    assert loop.learner(**options).once()
+    assert loop.registry.manifest("policy-000001").metrics["feedback_ids"] == ["early", "f0", "f1", "f2"]
+    assert list(loop.log.read(dlq(FEEDBACK))) == []
+    real = time.time
+    with monkeypatch.context() as later:
+        later.setattr("trainer.learner.time.time", lambda: real() + 3601)
+        assert not loop.learner(**options).once()
+    (letter,) = loop.log.read(dlq(FEEDBACK))
+    assert letter.event.id == "lost"
+    assert "found within 1 hours no trace of its response" in letter.event.extensions["dlqreason"]
+    assert not loop.learner(**options).once()
+    assert len(list(loop.log.read(dlq(FEEDBACK)))) == 1
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing between here and the operating system may handle it."""
+
+
+def stop_before_publishing(learner: Learner, monkeypatch: pytest.MonkeyPatch, lineage: str) -> None:
+    """Runs a round up to where it would publish a version of `lineage`, and leaves it open."""
+    real = RoundRunner._publish
+
+    def dying(self: RoundRunner, of: str, *arguments: object) -> object:
+        if of == lineage:
+            raise Killed
+        return real(self, of, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundRunner, "_publish", dying)
+        with pytest.raises(Killed):
+            learner.once()
+
+
+def used_by(loop: Loop, lineage: str) -> list[list[str]]:
+    return [loop.registry.manifest(name).metrics["feedback_ids"] for name in loop.registry.versions(lineage)[1:]]
+
+
+@pytest.mark.parametrize("killed_before", ["critique", "policy"])
+def test_a_round_whose_feedback_another_trainer_used_meanwhile_is_superseded(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, killed_before: str
+) -> None:
+    loop.say(6)
+    stop_before_publishing(loop.learner(gate_timeout_s=0, home="first"), monkeypatch, killed_before)
+    assert loop.learner(gate_timeout_s=0, home="second").once()
+    assert loop.learner(gate_timeout_s=0, home="first").once()
+    names = [f"f{i}" for i in range(6)]
+    assert used_by(loop, "policy") == [names]
+    assert used_by(loop, "critique") == [names]
+    (line,) = loop.journal("round", home="first")
+    assert line["outcome"] == "superseded: other checkpoints used all of its feedback"
+
+
+def test_a_round_goes_on_with_what_no_other_trainer_used(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.say(6)
+    stop_before_publishing(loop.learner(gate_timeout_s=0, home="first"), monkeypatch, "critique")
+    assert loop.learner(gate_timeout_s=0, home="second", max_feedback=2).once()
+    assert loop.learner(gate_timeout_s=0, home="first").once()
+    assert used_by(loop, "policy") == [["f0", "f1"], ["f2", "f3", "f4", "f5"]]
+    assert used_by(loop, "critique") == [["f0", "f1"], ["f2", "f3", "f4", "f5"]]
+    assert loop.learner(gate_timeout_s=0, home="second").once() is False
+
+
+def test_what_a_lost_state_had_published_of_the_critique_model_is_not_taught_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.say(6)
+    stop_before_publishing(loop.learner(gate_timeout_s=0, home="lost"), monkeypatch, "policy")
+    assert loop.learner(gate_timeout_s=0, home="new").once()
+    names = [f"f{i}" for i in range(6)]
+    assert used_by(loop, "critique") == [names]
+    assert used_by(loop, "policy") == [names]
+
+
+def test_used_feedback_counts_once_although_its_version_was_deleted(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    loop.registry.delete("policy-000001")
+    loop.say(5)
+    assert loop.learner(gate_timeout_s=0, home="rebuilt").once()
+    assert used_by(loop, "policy") == [[f"f{i}" for i in (10, 6, 7, 8, 9)]]
+
+
+class Away:
+    """A log of which nothing can be had until `back`."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.back = threading.Event()
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> object:
+        if self.back.is_set() or name == "close":
+            return getattr(self._log, name)
+
+        def call(*_: object, **__: object) -> object:
+            self.refused += 1
+            raise LogError("broker away", retriable=True)
+
+        return call
+
+
+def test_learner_and_gate_wait_for_a_log_that_is_away(loop: Loop) -> None:
+    loop.say(6)
+    away = loop.log = Away(loop.log)  # type: ignore[assignment]
+    learner, gate = loop.learner(min_feedback=6, quiet_s=0, poll_s=0.05), loop.gate(retry_s=0.05)
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def run(work: Callable[[threading.Event], None]) -> None:
+        try:
+            work(stop)
+        except BaseException as error:
+            failed.append(error)
+
+    gate_thread = threading.Thread(target=run, args=(gate.run,))
+    gate_thread.start()
+    release = threading.Timer(0.5, away.back.set)
+    release.start()
+    ends = threading.Timer(20, stop.set)
+    ends.start()
+
+    def stop_when_promoted() -> None:
+        while not stop.is_set():
+            if away.back.is_set() and ("policy-000001", "PROMOTED") in states(away._log, "policy"):
+                time.sleep(0.5)
+                stop.set()
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=stop_when_promoted)
+    watcher.start()
+    run(learner.run)  # the state belongs to this thread
+    gate_thread.join(30)
+    watcher.join(30)
+    ends.cancel()
+    assert failed == []
+    assert away.refused > 3
+    assert used_by(loop, "policy") == [[f"f{i}" for i in range(6)]]
+
+
+def test_a_full_disk_is_waited_for_and_loses_no_round(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.say(6)
+    failures = 0
+    real = Registry.publish
+
+    def full(self: Registry, lineage: str, write: object, **more: object) -> object:
+        nonlocal failures
+        failures += 1
+        if failures < 8:  # more often than a round that fails by its own fault is tried
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, lineage, write, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Registry, "publish", full)
+    learner = loop.learner(gate_timeout_s=0, round_attempts=2, min_feedback=6, quiet_s=0, poll_s=0.05)
+    stop = threading.Event()
+    watch = threading.Timer(0, lambda: [time.sleep(0.05) for _ in range(400) if not used_by(loop, "policy")])
+    watch.start()
+    threading.Thread(target=lambda: (watch.join(), stop.set())).start()
+    learner.run(stop)
+    assert used_by(loop, "policy") == [[f"f{i}" for i in range(6)]]
+    assert len(loop.journal("failure")) == 7
+
+
+def test_a_decision_recorded_but_not_announced_is_announced_without_a_new_evaluation(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    gate = loop.gate()
+    event = gate.next_candidate()
+    assert event is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.gate.service.announce", lambda *_, **__: (_ for _ in ()).throw(LogError("away")))
+        with pytest.raises(LogError):
+            gate.decide(event)
+    loop.services.generated.clear()
+    again = loop.gate()
+    decision = again.decide(event)
+    assert decision.promote
+    assert loop.services.generated == []
+    assert states(loop.log, "policy")[-1] == ("policy-000001", "PROMOTED")
+
+
+def test_a_restarted_gate_unloads_what_was_rejected(loop: Loop) -> None:
+    loop.say(6)
+    assert loop.learner(gate_timeout_s=0).once()
+    announce(loop.log, "policy", "policy-000001", "rejected")
+    loop.services.resident.add("policy-000001")
+    stop = threading.Event()
+    thread = threading.Thread(target=loop.gate().run, args=(stop,))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while "policy-000001" in loop.services.resident and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    thread.join(30)
+    assert loop.services.resident == {BASE}
