@@ -30,6 +30,7 @@ from services.rpc.server import MAX_MESSAGE_BYTES
 logger = logging.getLogger(__name__)
 ALIASES = frozenset({MODEL_NAME, "policy", "tiny-omni"})  # all mean: the version that serves
 _STATUS_TIMEOUT_S = 0.5
+_SLOW_S = 2.0  # feedback that waits longer in the outbox is said to
 _PROMPT_BYTES = MAX_MESSAGE_BYTES - 1024  # what the policy service takes, less room for the ids of other choices
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
@@ -223,9 +224,10 @@ class DataPlane:
     def degraded(self) -> list[str]:
         """What does not work as it should while requests are answered all the same. Asks nobody: it is at hand."""
         found = []
-        if self._outbox.log_trouble:
-            waiting = f"{self._outbox.pending_bytes} bytes of feedback wait on this machine"
-            found.append(f"{waiting}: {self._outbox.log_trouble}")
+        waits = self._outbox.oldest_seconds()
+        if self._outbox.log_trouble or waits > _SLOW_S:
+            reason = self._outbox.log_trouble or f"the log has not taken the oldest for {waits:.0f} seconds"
+            found.append(f"{self._outbox.pending_bytes} bytes of feedback wait on this machine: {reason}")
         if refused := self._outbox.refuses():
             found.append(f"feedback is refused: {refused}")
         if self._follower.trouble:
