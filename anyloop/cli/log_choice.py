@@ -7,6 +7,7 @@ import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import errors
+from anyloop.cli.runfile import keeps_log_in_broker
 from anyloop.cli.topology import local_broker_url
 from anyloop.config import Settings
 
@@ -33,9 +34,9 @@ def choose_log(settings: Settings, kind: str | None, port_offset: int) -> bool:
                 f"--log {kind}, but ANYLOOP_LOG_URL={settings.log_url}: unset one of them", ExitCode.USAGE
             )
         return False
-    embedded, broker = settings.home / "log.db", settings.home / "kafka"
     if kind == "kafka":
         _refuse_security()
+        embedded = settings.home / "log.db"
         if embedded.exists():
             raise CommandError(
                 f"The log of this home is {embedded}: go on without --log kafka, or choose another folder with --home",
@@ -43,10 +44,10 @@ def choose_log(settings: Settings, kind: str | None, port_offset: int) -> bool:
             )
         settings.log_url = local_broker_url(port_offset)
         return True
-    if broker.exists() and not embedded.exists():
+    if kind is None and keeps_log_in_broker(settings):
         raise CommandError(
-            f"The log of this home is the broker in {broker}: go on with --log kafka, or choose another folder with "
-            "--home",
+            f"The log of this home is the broker in {settings.home / 'kafka'}: go on with --log kafka, or with "
+            "ANYLOOP_LOG_URL where that runs by itself; --log sqlite begins a new one",
             ExitCode.USAGE,
         )
     return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anyloop.cli.exits import CommandError
-from anyloop.cli.topology import Topology
+from anyloop.cli.topology import Topology, local_broker_url
 from anyloop.config import Settings
 
 _NAME = "up.json"
@@ -75,10 +75,17 @@ def setting(settings: Settings, name: str) -> str:
 
 def log_url(settings: Settings) -> str:
     """The event log: the one set, else that of a running `anyloop up` (which may have brought a broker), else the
-    embedded one."""
+    broker of this home at its usual port, else the embedded log."""
     described = addresses(settings)
     published = described["environment"].get("ANYLOOP_LOG_URL", "") if described else ""
-    return settings.log_url or str(published) or settings.effective_log_url
+    if settings.log_url or published:
+        return settings.log_url or str(published)
+    return local_broker_url(0) if keeps_log_in_broker(settings) else settings.effective_log_url
+
+
+def keeps_log_in_broker(settings: Settings) -> bool:
+    """This home began with `--log kafka` (or `anyloop kafka`), and no embedded log is there."""
+    return (settings.home / "kafka").exists() and not (settings.home / "log.db").exists()
 
 
 def _describe(topology: Topology) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import json
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from typer.testing import CliRunner
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.log_choice import choose_log, separate_log
+from anyloop.cli.runfile import log_url
 from anyloop.config import Settings
 
 
@@ -50,6 +53,18 @@ def test_a_home_keeps_the_log_it_began_with(tmp_path: Path) -> None:
         choose_log(_settings(broker), None, 0)
     assert choose_log(_settings(embedded), None, 0) is False
     assert choose_log(_settings(broker), "kafka", 0) is True
+    assert choose_log(_settings(broker), "sqlite", 0) is False
+
+
+def test_other_commands_find_the_log_of_a_home(tmp_path: Path) -> None:
+    embedded, broker = tmp_path / "a", tmp_path / "b"
+    assert log_url(_settings(embedded)) == _settings(embedded).effective_log_url
+    assert log_url(_settings(embedded, "kafka://cluster/x.")) == "kafka://cluster/x."
+    (broker / "kafka").mkdir(parents=True)
+    assert log_url(_settings(broker)) == "kafka://127.0.0.1:9092"
+    running = {"pid": os.getpid(), "environment": {"ANYLOOP_LOG_URL": "kafka://127.0.0.1:10092"}}
+    (broker / "up.json").write_text(json.dumps(running))
+    assert log_url(_settings(broker)) == "kafka://127.0.0.1:10092"
 
 
 def test_credentials_for_another_cluster_do_not_meet_the_local_broker(
