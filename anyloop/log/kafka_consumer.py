@@ -89,9 +89,7 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
     def poll(self, max_records: int = 500, timeout: float = 1.0) -> list[Record]:
         deadline = time.monotonic() + timeout
         with self._lock:
-            for lost in self._lost:
-                self._delivered.pop(lost, None)
-            self._lost.clear()
+            self._forget_lost()
         while True:
             with self._lock:
                 self._check()
@@ -119,6 +117,8 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         except (kafka.KafkaError, OSError, RuntimeError) as error:
             self._membership.revive()
             raise translate(error, self._where) from error
+        # A partition that went and came back in here is read anew from its commit, and what was out before is void.
+        self._forget_lost()
         if not polled:
             self._check_silence()
             return []
@@ -129,6 +129,11 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
             records += [record_of(ours[0], message) for message in messages]
             self._delivered[ours] = messages[-1].offset + 1
         return records
+
+    def _forget_lost(self) -> None:
+        for lost in self._lost:
+            self._delivered.pop(lost, None)
+        self._lost.clear()
 
     def _start(self, partitions: Iterable[KafkaPartition]) -> None:
         """Partitions that the group has never committed."""
@@ -184,8 +189,10 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         try:
             self._client.commit(wanted, timeout_ms=max(1.0, (deadline - time.monotonic()) * 1000))
         except kafka.KafkaError as error:
-            if _is_rebalance(error) and time.monotonic() < deadline:
-                return False
+            if _is_rebalance(error):
+                if time.monotonic() < deadline:
+                    return False
+                raise LogError(f"{self._where}: still rebalances, and takes no commits", retriable=True) from error
             failure = translate(error, self._where)
             if isinstance(failure, CommitFailed):
                 self._lost |= held

@@ -1,11 +1,14 @@
 """Members of a consumer group on Kafka: who has which partitions while they poll, work, or are gone for long."""
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
 
 from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, LogError, Record, TopicSpec
 from anyloop.log.kafka import KafkaLog
@@ -129,6 +132,40 @@ class TestWhileItsUserWorks:
         for thread in threads:
             thread.join(20)
         assert sorted(seen) == sorted(f"e{number}" for number in range(400))
+
+
+class TestExpelled:
+    """By the brokers: its heartbeats did not come through for the session timeout."""
+
+    @pytest.mark.parametrize("noticed", [False, True], ids=["at the commit", "before the commit"])
+    def test_a_member_cannot_commit_what_it_held_and_gets_it_again_when_it_is_back(
+        self, log: KafkaLog, kafka_url: str, admin: KafkaAdminClient, noticed: bool
+    ) -> None:
+        append(log, *range(20))
+        with log.consumer("g", [RESPONSES]) as consumer:
+            drain(consumer, 20)
+            group = kafka_url.rsplit("/", 1)[1] + "g"
+            expelled = members(admin, group)
+            admin.remove_group_members(group, [MemberToRemove(member_id=member) for member in expelled])
+            if noticed:  # by a heartbeat; it joins again by itself
+                until(lambda: bool(members(admin, group)) and members(admin, group) != expelled)
+                time.sleep(0.5)
+            with pytest.raises(CommitFailed):
+                consumer.commit()
+            assert log.committed("g", RESPONSES) == {}
+            assert ids(drain(consumer, 20)) == ids(list(log.read(RESPONSES)))
+            consumer.commit()
+        assert log.lag("g", [RESPONSES]) == 0
+
+
+@pytest.fixture
+def admin(kafka_servers: str) -> Iterator[KafkaAdminClient]:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=kafka_servers)) as client:
+        yield client
+
+
+def members(admin: KafkaAdminClient, group: str) -> set[str]:
+    return {member["member_id"] for member in admin.describe_groups([group])[group]["members"]}
 
 
 class TestOffsets:
