@@ -12,6 +12,7 @@ from anyloop.registry import Registry
 from anyloop.telemetry import logs, metrics
 from trainer.config import TrainerSettings
 from trainer.distributed import World
+from trainer.failures import is_away
 from trainer.intake import GROUP, Intake
 from trainer.join_store import JoinStore, StateInUse
 from trainer.journal import Journal
@@ -23,10 +24,12 @@ log = logging.getLogger(__name__)
 
 NOTHING_TO_LEARN = 3
 STATE_IN_USE = 4
+AWAY = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 3 when `--once` found nothing to learn from, or 4 when another trainer has this home."""
+    """Returns 0, 3 when `--once` found nothing to learn from, 4 when another trainer has this home, or 5 when what
+    `--once` needs (log, service, disk) stays away."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--algorithm", choices=("dpo", "ppo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
     parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
@@ -43,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     except StateInUse as error:
         log.error("%s", error)
         return STATE_IN_USE
+    except Exception as error:
+        if not is_away(error):
+            raise
+        log.error("gave up waiting; start it again when this is mended, nothing is lost: %s", error)
+        return AWAY
     finally:
         world.close()
 

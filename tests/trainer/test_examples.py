@@ -130,6 +130,52 @@ def test_stale_answers_make_no_pairs_but_still_teach_the_critique_model(sequence
     assert [(seed.response_id, seed.weight) for seed in found.seeds] == [("recent", pytest.approx(0.64))]
 
 
+def test_stale_answers_may_be_down_weighted_instead(sequencer: Sequencer) -> None:
+    versions = [f"policy-{number:06d}" for number in range(8)]
+    old = spoken(sequencer, "old", "Draw.", "a", version="policy-000000")
+    settings = TrainerSettings(stale="downweight", staleness_decay=0.5)
+    joined, _ = join([feedback("f1", "old", label=False)], [old])
+    found = form_examples(joined, sequencer, settings, encode, versions)
+    assert [seed.weight for seed in found.seeds] == [0.5**7]
+    assert found.left_out == {"stale_downweighted": 1}
+
+
+def test_the_last_word_of_a_person_stands_and_others_keep_theirs(sequencer: Sequencer) -> None:
+    asked = spoken(sequencer, "r", "Draw.", "a circle")
+    events = [
+        feedback("f1", "r", critique="This is correct.", created=1),
+        feedback("f2", "r", critique="It should be red.", created=2),
+        feedback("f3", "r", critique="It should be small.", created=3),
+        feedback("f4", "r", critique="This is correct.", created=1, principal="bob"),
+    ]
+    found = form(sequencer, events, [asked])
+    said = [words(sequencer, example.sequence.answer) for example in found.critiques]
+    assert said == ["This is correct.", "It should be red.", "It should be small."]  # bob's, then ada's
+    assert found.left_out == {"taken_back": 1}
+    assert found.seeds[0].verdict is None  # one says right, one says wrong
+
+
+def test_what_the_critique_model_was_told_is_not_told_again(sequencer: Sequencer) -> None:
+    asked = spoken(sequencer, "r", "Draw.", "a circle")
+    events = [feedback("f1", "r", critique="It should be red."), feedback("f2", "r", critique="It should be blue.")]
+    joined, _ = join(events, [asked])
+    found = form_examples(joined, sequencer, SETTINGS, encode, VERSIONS, told={"f1"})
+    assert [words(sequencer, example.sequence.answer) for example in found.critiques] == ["It should be blue."]
+    assert len(found.seeds) == 1
+
+
+@pytest.mark.parametrize("token", [-1, 10_000_000])
+def test_tokens_outside_the_vocabulary_are_counted_out(sequencer: Sequencer, token: int) -> None:
+    """They would fail every batch they are in, and with it the round."""
+    poisoned = spoken(sequencer, "bad", "Draw.", "a circle")
+    poisoned.output_token_ids[0] = token
+    good = spoken(sequencer, "good", "Draw.", "a square")
+    events = [feedback("f1", "bad", label=True), feedback("f2", "good", label=True)]
+    found = form(sequencer, events, [poisoned, good])
+    assert found.left_out == {"not_a_sequence_of_this_model": 1}
+    assert [seed.response_id for seed in found.seeds] == ["good"]
+
+
 def test_tokens_that_are_no_prompt_of_this_model_are_counted_out(sequencer: Sequencer) -> None:
     found = form(sequencer, [feedback("f", "r", label=True)], [response("r", [1, 2], [3])])
     assert found.left_out == {"not_a_sequence_of_this_model": 1}

@@ -15,6 +15,7 @@ from protos.anyloop.v1 import policy_pb2
 from tests.trainer.events import feedback, spoken
 from tests.trainer.fake_services import BASE
 from tests.trainer.loop import Loop, states
+from trainer.candidate import CandidateMaker
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.intake import GROUP
@@ -259,15 +260,15 @@ class Killed(BaseException):
 
 def stop_before_publishing(learner: Learner, monkeypatch: pytest.MonkeyPatch, lineage: str) -> None:
     """Runs a round up to where it would publish a version of `lineage`, and leaves it open."""
-    real = RoundRunner._publish
+    real = CandidateMaker._publish
 
-    def dying(self: RoundRunner, of: str, *arguments: object) -> object:
+    def dying(self: CandidateMaker, of: str, *arguments: object) -> object:
         if of == lineage:
             raise Killed
         return real(self, of, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(RoundRunner, "_publish", dying)
+        patch.setattr(CandidateMaker, "_publish", dying)
         with pytest.raises(Killed):
             learner.once()
 
