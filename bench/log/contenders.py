@@ -11,7 +11,6 @@ from kafka import KafkaProducer
 from anyloop.log import RESPONSES, Event, EventLog, TopicSpec, open_log
 from anyloop.log.kafka_events import headers_of
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
-from anyloop.log.partition import partition_of
 
 PARTITIONS = 4
 EVENT_BYTES = 2048
@@ -62,7 +61,8 @@ class OurLog:
 
 
 class BareKafka:
-    """One idempotent producer, acks=all, the settings of our log; keys, headers and partitions are made beforehand."""
+    """One idempotent producer, acks=all, the settings of our log, its own partitioner; the bytes of the same event,
+    headers included, are made beforehand."""
 
     def __init__(self, url: str, pool: Sequence[Event]) -> None:
         self._log = prepared(url)
@@ -70,13 +70,7 @@ class BareKafka:
         self._topic = f"{address.prefix}{RESPONSES}"
         self._producer = KafkaProducer(bootstrap_servers=list(address.servers), **KafkaSettings().producer())
         self._ready: list[dict[str, Any]] = [
-            {
-                "value": event.data,
-                "key": event.key.encode(),
-                "headers": headers_of(event),
-                "partition": partition_of(event.key, PARTITIONS),
-            }
-            for event in pool
+            {"value": event.data, "key": event.key.encode(), "headers": headers_of(event)} for event in pool
         ]
 
     def append(self, numbers: Sequence[int]) -> None:

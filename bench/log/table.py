@@ -24,8 +24,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         f"{plan['event_bytes']} bytes an event, {plan['partitions']} partitions, one broker, median of "
         f"{plan['rounds']} rounds of {plan['seconds']:g} s (lowest and highest in log.json). One write and fsync of "
         f"that size: {report['fsyncs_per_s']:.0f}/s. Broker: {report['broker_rss_mb']:.0f} MiB. kafka-python: one "
-        "idempotent producer, acks=all, headers made beforehand. A Kafka broker acknowledges from its page cache, "
-        "SQLite from the disk.",
+        "idempotent producer, acks=all, keys and headers made beforehand. A Kafka broker acknowledges from its page "
+        "cache, SQLite from the disk.",
         style="dim",
         soft_wrap=True,
     )
