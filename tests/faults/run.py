@@ -57,7 +57,7 @@ class Runner:
         begun = time.time()
         self.stack.died.clear()
         self.stack.not_ready.clear()
-        self.stack.peak_outbox_bytes = 0.0
+        self.stack.peak_outbox_bytes = self.stack.slowest_ready_s = 0.0
         learned_before, versions_before = self._learned(), len(self._registry.versions("policy"))
         with open_log(self.stack.direct_url) as log:
             start = {spec.name: log.end_offsets(spec.name) for spec in TOPICS}
@@ -84,6 +84,7 @@ class Runner:
             findings.violations.append(f"the gateway was not ready {len(found)} times, the first: {found[0]}")
         notes = {
             "peak_outbox_bytes": int(self.stack.peak_outbox_bytes),
+            "slowest_ready_s": round(self.stack.slowest_ready_s, 3),
             "policy_versions": len(self._registry.versions("policy")) - versions_before,
             "logs": str(self.stack.settings.home / "logs"),
         }

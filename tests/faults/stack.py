@@ -86,6 +86,7 @@ class Stack:
         self._back_at: dict[str, float] = {}
         self.not_ready: list[str] = []  # what a running gateway said on /ready, each second that it was not
         self.peak_outbox_bytes = 0.0  # the most that waited for the log in one outbox, since somebody set it to 0
+        self.slowest_ready_s = 0.0  # of the answers to /ready, since somebody set it to 0
         self._looked = 0.0
         self.died: list[str] = []  # services that ended by themselves, with the end of their log
         self._exits = ExitStack()
@@ -176,10 +177,12 @@ class Stack:
             self.peak_outbox_bytes = max(self.peak_outbox_bytes, *waiting)
 
     def _ask_ready(self) -> None:
+        begun = time.monotonic()
         try:
-            answer = httpx.get(f"{self.url}/ready", timeout=3.0, trust_env=False)
+            answer = httpx.get(f"{self.url}/ready", timeout=5.0, trust_env=False)
         except httpx.HTTPError as error:
             self.not_ready.append(f"no answer ({type(error).__name__})")
-            return
-        if not answer.is_success:
-            self.not_ready.append(answer.text)
+        else:
+            if not answer.is_success:
+                self.not_ready.append(answer.text)
+        self.slowest_ready_s = max(self.slowest_ready_s, time.monotonic() - begun)
