@@ -38,7 +38,7 @@ def new_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewBroker]:
 @pytest.fixture(scope="session")
 def kafka_servers(request: pytest.FixtureRequest) -> str:
     """`host:port` of a broker that tests share, started by the first of them in each process of the run.
-    `ANYLOOP_TEST_KAFKA=host:port` names one that runs already."""
+    `ANYLOOP_TEST_KAFKA=host:port` names one that runs already; it needs group.min.session.timeout.ms=1000."""
     existing = os.environ.get("ANYLOOP_TEST_KAFKA")
     return existing or request.getfixturevalue("new_broker")().address
 

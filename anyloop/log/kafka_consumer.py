@@ -101,7 +101,8 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
     def _poll(self, limit: int, seconds: float) -> list[Record]:
         if self._holds_back(late=True):
             time.sleep(min(seconds, _STEP_SECONDS))
-            self._membership.stay()
+            with log_errors(self._where):
+                self._membership.stay()
             return []
         try:
             polled = self._client.poll(timeout_ms=seconds * 1000, max_records=limit)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
+from anyloop.cli.kafka.broker import LocalBroker
 from anyloop.log import (
     CHECKPOINTS,
     RESPONSES,
@@ -208,9 +209,7 @@ class TestGaps:
         assert log.append(RESPONSES, event(3)).offset == 3
         assert ids(log.read(RESPONSES, partition=part, offset=0)) == ["e3"]
 
-    def test_a_compacted_topic_replays_what_compaction_has_left(
-        self, log: KafkaLog, admin: KafkaAdminClient, prefix: str, new_broker
-    ) -> None:
+    def test_a_compacted_topic_replays_what_compaction_has_left(self, new_broker: Callable[..., LocalBroker]) -> None:
         broker = new_broker(settings={"log.cleaner.backoff.ms": "100", "log.initial.task.delay.ms": "100"})
         with (
             KafkaLog(KafkaAddress((broker.address,))) as log,
