@@ -9,16 +9,16 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata
 from kafka import TopicPartition as KafkaPartition
 from kafka import errors as kafka
 
+from anyloop.log.dead_letters import send_dead_letter
 from anyloop.log.errors import CommitFailed, LogError
-from anyloop.log.events import Event, Position, Record
-from anyloop.log.interface import Consumer, EventLog, TopicPartition, dlq
+from anyloop.log.events import Position, Record
+from anyloop.log.interface import Consumer, EventLog, TopicPartition
 from anyloop.log.kafka_assignor import SlotAssignor
 from anyloop.log.kafka_clients import connect
 from anyloop.log.kafka_cluster import KafkaCluster
@@ -26,7 +26,6 @@ from anyloop.log.kafka_errors import log_errors, translate
 from anyloop.log.kafka_events import record_of
 from anyloop.log.kafka_membership import Membership
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
-from anyloop.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -228,18 +227,7 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         return offset
 
     def dead_letter(self, record: Record, reason: str) -> Position:
-        origin = {
-            "dlqreason": reason,
-            "dlqtopic": record.topic,
-            "dlqpartition": str(record.partition),
-            "dlqoffset": str(record.offset),
-            "dlqgroup": self._group,
-        }
-        event: Event = replace(record.event, extensions={**record.event.extensions, **origin})
-        position = self._log.append(dlq(record.topic), event)
-        metrics.DEAD_LETTERS.labels(record.topic).inc()
-        logger.warning("dead letter from %s/%d@%d: %s", record.topic, record.partition, record.offset, reason)
-        return position
+        return send_dead_letter(self._log, self._group, record, reason)
 
     # --- membership
 

@@ -10,13 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 
+from anyloop.log.dead_letters import send_dead_letter
 from anyloop.log.errors import CommitFailed, LogError
-from anyloop.log.events import Event, Position, Record
-from anyloop.log.interface import Consumer, EventLog, TopicPartition, dlq
+from anyloop.log.events import Position, Record
+from anyloop.log.interface import Consumer, EventLog, TopicPartition
 from anyloop.log.sqlite_database import RECORD_COLUMNS, Database, record_of
-from anyloop.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -144,18 +143,7 @@ class SqliteConsumer(Consumer):
             return dict(self._positions)
 
     def dead_letter(self, record: Record, reason: str) -> Position:
-        origin = {
-            "dlqreason": reason,
-            "dlqtopic": record.topic,
-            "dlqpartition": str(record.partition),
-            "dlqoffset": str(record.offset),
-            "dlqgroup": self._group,
-        }
-        event: Event = replace(record.event, extensions={**record.event.extensions, **origin})
-        position = self._log.append(dlq(record.topic), event)
-        metrics.DEAD_LETTERS.labels(record.topic).inc()
-        logger.warning("dead letter from %s/%d@%d: %s", record.topic, record.partition, record.offset, reason)
-        return position
+        return send_dead_letter(self._log, self._group, record, reason)
 
     # --- membership
 

@@ -444,6 +444,15 @@ class TestConsumer:
         }
         assert log.lag("g", [RESPONSES]) == 0
 
+    def test_the_largest_event_becomes_a_dead_letter_whatever_the_length_of_the_reason(self, log: EventLog) -> None:
+        log.append(RESPONSES, Event("bad", "tests", "t", datetime.now(UTC), "k", bytes(999_999)))
+        with log.consumer("g", [RESPONSES]) as consumer:
+            (record,) = drain(consumer, 1)
+            consumer.dead_letter(record, "because " * 10_000)
+        (dead,) = log.read(dlq(RESPONSES))
+        assert dead.event.data == bytes(999_999)
+        assert dead.event.extensions["dlqreason"] == ("because " * 10_000)[:2000]
+
     def test_a_closed_consumer_says_so(self, log: EventLog) -> None:
         consumer = log.consumer("g", [RESPONSES])
         consumer.close()
