@@ -156,13 +156,12 @@ class JoinStore:
         return orphans
 
     def overdue(self, waiting_since: float, held: Collection[int] | None = None, limit: int = 500) -> list[Unjoined]:
-        """Feedback said too late, and feedback that arrived before `waiting_since` (Unix seconds) and never joined."""
-        rows = self._db.rows(
-            "SELECT data, part, pos, delay FROM feedback WHERE round IS NULL AND delay IS NULL AND arrived < ?"
-            f"{_within(held)} UNION ALL SELECT data, part, pos, delay FROM feedback"
-            f" WHERE round IS NULL AND delay IS NOT NULL AND delay > {self._late_ms}{_within(held)} LIMIT ?",
-            (waiting_since, limit),
-        )
+        """Feedback said too late, and feedback that arrived before `waiting_since` (Unix seconds) and never joined;
+        at most `limit` of each."""
+        what = f"SELECT data, part, pos, delay FROM feedback WHERE round IS NULL{_within(held)}"
+        rows = self._db.rows(f"{what} AND delay IS NULL AND arrived < ? LIMIT ?", (waiting_since, limit))
+        if self._late_ms < _NEVER_LATE:
+            rows += self._db.rows(f"{what} AND delay IS NOT NULL AND delay > ? LIMIT ?", (self._late_ms, limit))
         return [
             Unjoined(events_pb2.FeedbackEvent.FromString(data), part or 0, pos or 0, delay is not None)
             for data, part, pos, delay in rows

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS feedback (
 CREATE UNIQUE INDEX IF NOT EXISTS feedback_key ON feedback (principal, key) WHERE key != '';
 CREATE INDEX IF NOT EXISTS feedback_round ON feedback (round);
 CREATE INDEX IF NOT EXISTS feedback_ready ON feedback (created, id) WHERE round IS NULL AND delay IS NOT NULL;
+CREATE INDEX IF NOT EXISTS feedback_late ON feedback (delay) WHERE round IS NULL AND delay IS NOT NULL;
 CREATE INDEX IF NOT EXISTS feedback_waiting ON feedback (arrived) WHERE round IS NULL AND delay IS NULL;
 CREATE INDEX IF NOT EXISTS feedback_response ON feedback (response) WHERE round IS NULL;
 CREATE INDEX IF NOT EXISTS feedback_worse ON feedback (worse) WHERE round IS NULL;

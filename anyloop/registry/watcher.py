@@ -91,7 +91,10 @@ class CheckpointWatcher:
 
     def _fetch(self) -> list[events_pb2.CheckpointEvent]:
         end = self._log.end_offsets(CHECKPOINTS)[0]
-        if end <= self._next_offset:
+        if end < self._next_offset:
+            logger.warning("the topic of announcements was made anew: it is read from its start")
+            self._next_offset = 0
+        if end == self._next_offset:
             return []
         found = [
             (offset, event)

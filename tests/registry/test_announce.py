@@ -148,6 +148,24 @@ class TestWatcher:
             back.set()
             until(lambda: seen == ["policy-000001"])
 
+    def test_follows_a_topic_that_was_made_anew(
+        self, log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+        announce(log, "policy", "old", PROMOTED)
+        announce(log, "policy", "older", PROMOTED)
+        with (
+            CheckpointWatcher(log, lambda event: seen.append(event.version), from_latest=False),
+            SqliteLog(tmp_path / "anew.db") as anew,
+        ):
+            until(lambda: seen == ["old", "older"])
+            anew.ensure_topics()
+            announce(anew, "policy", "new", PROMOTED)
+            monkeypatch.setattr(log, "read", anew.read)
+            monkeypatch.setattr(log, "end_offsets", anew.end_offsets)
+            until(lambda: seen == ["old", "older", "new"])
+            monkeypatch.undo()
+
     def test_says_why_it_stopped(self, tmp_path: Path) -> None:
         log = SqliteLog(tmp_path / "closed.db")
         log.ensure_topics()
