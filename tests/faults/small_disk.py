@@ -28,6 +28,8 @@ class SmallDisk:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
+        while self.folder.is_mount():  # a run that was killed has left it
+            self._unmount()
         command = ["mount", "-t", "tmpfs", "-o", f"size={self._mib}m,mode=0755", "anyloop-faults", str(self.folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -38,8 +40,7 @@ class SmallDisk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        # Lazily: a process that is about to end may have a file open.
-        subprocess.run(["umount", "--lazy", str(self.folder)], capture_output=True, check=True)
+        self._unmount()
 
     @contextmanager
     def full(self) -> Iterator[None]:
@@ -61,6 +62,10 @@ class SmallDisk:
                 ended.set()
                 thread.join()
                 ballast.unlink()
+
+    def _unmount(self) -> None:
+        # Lazily: a process that is about to end may have a file open.
+        subprocess.run(["umount", "--lazy", str(self.folder)], capture_output=True, check=True)
 
 
 def _fill(descriptor: int) -> None:

@@ -23,3 +23,15 @@ def test_a_full_disk_takes_nothing_until_the_block_ends(tmp_path: Path) -> None:
         (disk.folder / "new").write_bytes(bytes(2**19))
         assert kept.read_bytes() == bytes(4096)
     assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_disk_left_by_a_killed_run_is_replaced(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        with pytest.raises(CommandError, match="run as root"), SmallDisk(tmp_path, 1):
+            pass
+        return
+    left = SmallDisk(tmp_path, 1).__enter__()
+    (left.folder / "old").touch()
+    with SmallDisk(tmp_path, 1) as disk:
+        assert list(disk.folder.iterdir()) == []
+    assert not tmp_path.is_mount()
