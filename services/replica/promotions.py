@@ -63,6 +63,15 @@ class Promotions:
         finally:
             await asyncio.to_thread(watcher.close)
 
+    @property
+    def good(self) -> str:
+        """The version that was verified last; empty before the first."""
+        return self._good
+
+    def begin_with(self, version: str) -> None:
+        """What to serve until the log names a promotion."""
+        self._want(version)
+
     async def activate(self, version: str, mode: SwapMode) -> Switch:
         """By an operator's hand: stands until the next promotion. Raises as `Weights.activate`."""
         async with self._switching:

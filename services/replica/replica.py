@@ -24,6 +24,7 @@ from services.hosts.interface import ModelHost
 from services.outbox import open_outbox
 from services.replica import control
 from services.replica.inflight import InFlight
+from services.replica.last_serving import LastServing
 from services.replica.promotions import Promotions
 from services.replica.prompts import MediaCodes, PromptBuilder
 from services.replica.recorder import Recorder
@@ -34,6 +35,7 @@ from services.rpc.server import DRAIN_SECONDS, RpcServer
 
 logger = logging.getLogger(__name__)
 
+_END_SECONDS = 2.0
 FLUSH_SECONDS = 3.0  # for the last events to reach the log; what remains waits on the disk for the next start
 
 
@@ -76,6 +78,7 @@ class Replica:
         self._control = RpcServer(f"{settings.bind}:{kind.control_port}")
         self._registry = Registry(settings.effective_registry_dir)
         self._weights = Weights(host, kind.lineage, self._registry)
+        self._last = LastServing(settings.home / "serving" / kind.lineage)
         self.promotions = Promotions(host, self._weights, self._set_serving)
         self._stack = AsyncExitStack()
         self.tasks: list[asyncio.Task[None]] = []
@@ -123,7 +126,9 @@ class Replica:
             logger.warning("%d requests were cut off after %g seconds", cut, grace)
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self.tasks:  # one that waits for a log that is away ends when the log is closed, below
+            ended, _ = await asyncio.wait(self.tasks, timeout=_END_SECONDS)
+            await asyncio.gather(*ended, return_exceptions=True)
         await self._rpc.stop(1.0)
         await self._stack.aclose()
 
@@ -136,6 +141,10 @@ class Replica:
             except LogError as error:
                 if not error.retriable:
                     raise
+                if last := self._last.read():
+                    logger.warning("beginning with %s, which was served here last: %s", last, error)
+                    self.promotions.begin_with(last)
+                    break
                 logger.warning("waiting for the event log: %s", error)
                 await asyncio.sleep(1.0)
         await self.promotions.run(log)
@@ -156,6 +165,7 @@ class Replica:
 
     async def _set_serving(self, serving: bool) -> None:
         if serving:
+            self._last.note(self.promotions.good)
             self._inflight.open()
         await self._rpc.set_serving(serving)
 
