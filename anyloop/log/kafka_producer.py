@@ -17,6 +17,7 @@ from kafka import errors as kafka
 
 from anyloop.log.errors import LogError, UnknownTopic
 from anyloop.log.events import Event, Position
+from anyloop.log.kafka_access import check_access
 from anyloop.log.kafka_clients import connect
 from anyloop.log.kafka_errors import translate
 from anyloop.log.kafka_events import headers_of
@@ -25,6 +26,7 @@ from anyloop.log.partition import partition_of
 
 _MAX_UNSETTLED_BYTES = 64 * 2**20  # of events of appends that failed, kept for their repetition
 _CLOSE_SECONDS = 2.0
+_ACCESS_SECONDS = 1.0
 _TOO_LARGE = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)
 
 _Fact = tuple[str, str, str, bytes]  # topic, id, key, data: wrapped anew, an event has another time
@@ -65,11 +67,15 @@ class KafkaAppender:
                 raise LogError(f"{self._where}: this log is closed") from error
             if isinstance(error, ValueError):  # no such partition: the topic has been made anew, with fewer
                 raise LogError(f"{doing}: {error}", retriable=True) from error
-            self._replace_broken(producer, [future for _, future in sent])
+            if any(_failed(future) for _, future in sent):
+                self._replace(producer)
             if isinstance(error, _TOO_LARGE) and len(sent) == len(events):
                 return self._append_singly(name, topic, partitions, events, deadline)
             if sent and producer._metadata.partitions_for_topic(name) is None:
                 raise UnknownTopic(topic) from error  # deleted meanwhile
+            if isinstance(error, kafka.KafkaTimeoutError):
+                # Credentials that a broker refuses after its restart look like a broker that is away.
+                check_access(self._address, self._settings, _ACCESS_SECONDS)
             raise translate(error, doing) from error
 
     def _append_singly(
@@ -168,11 +174,9 @@ class KafkaAppender:
         config = self._settings.producer() | {"bootstrap_timeout_ms": left_ms}
         return connect(KafkaProducer, self._address, self._settings, config)
 
-    def _replace_broken(self, producer: KafkaProducer, futures: Sequence[Future]) -> None:
+    def _replace(self, producer: KafkaProducer) -> None:
         """A batch that failed for good must not be overtaken by those behind it, and a producer with a fatal error
         takes nothing more: its waiting batches fail too, and their callers repeat them in order on the next one."""
-        if not any(_failed(future) for future in futures):
-            return
         with self._lock:
             if self._producer is not producer:
                 return

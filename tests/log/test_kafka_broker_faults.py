@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 import pytest
+from pydantic import SecretStr
 
 from anyloop.cli.kafka.broker import LocalBroker, free_port
 from anyloop.log import RESPONSES, Consumer, Event, LogError, Position, TopicSpec, kafka_producer
@@ -249,3 +250,40 @@ def test_no_thread_of_a_failed_connection_stays() -> None:
             with pytest.raises(LogError):
                 log.end_offsets(RESPONSES)
     assert threading.active_count() == before
+
+
+def test_credentials_that_are_refused_after_a_restart_fail_for_good_and_work_again_when_they_are_right(
+    new_broker: Callable[..., LocalBroker],
+) -> None:
+    settings = {"sasl.enabled.mechanisms": "PLAIN", **password("sesame")}
+    port = free_port()
+    broker = new_broker(settings=settings, extra_listeners={"GUARDED": ("SASL_PLAINTEXT", port)})
+    client = KafkaSettings(
+        timeout_s=2.0,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_username="ann",
+        sasl_password=SecretStr("sesame"),
+    )
+    with KafkaLog(KafkaAddress((f"127.0.0.1:{port}",)), client) as log:
+        ready(log)
+        log.append(RESPONSES, event("before"))
+        restart(broker, password("changed"))
+        with pytest.raises(LogError, match="check ANYLOOP_KAFKA_SASL_USERNAME") as caught:
+            append_until_taken(log, [event("again")])
+        assert not caught.value.retriable
+        restart(broker, password("sesame"))
+        append_until_taken(log, [event("again")])
+        assert [record.event.id for record in log.read(RESPONSES)] == ["before", "again"]
+    broker.erase()
+
+
+def password(word: str) -> dict[str, str]:
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return {"listener.name.guarded.plain.sasl.jaas.config": f'{module} required user_ann="{word}";'}
+
+
+def restart(broker: LocalBroker, settings: dict[str, str]) -> None:
+    broker.kill()
+    broker._settings |= settings
+    broker.start()
