@@ -42,7 +42,7 @@ def set_aside(log: EventLog, *names: str, reason: str = "bytes are no message") 
 def consume(log: EventLog, unreadable: set[str], reason: str) -> None:
     """Everything that the group has not read yet; what is unreadable goes to the dead letters."""
     with log.consumer("tests", [FEEDBACK]) as consumer:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 45
         while log.lag("tests", [FEEDBACK]):
             assert time.monotonic() < deadline
             for record in consumer.poll(timeout=1.0):
