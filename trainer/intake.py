@@ -151,7 +151,7 @@ class Intake:
     def _is_gap(self, place: Place, expected: int, found: int) -> bool:
         """Whether the log itself has nothing from `expected` up to `found`, by retention or compaction."""
         first = next(iter(self._log.read(place[0], partition=place[1], offset=expected, limit=1)), None)
-        if first is not None and first.offset < found:
+        if (self._log.end_offsets(place[0])[place[1]] != found) if first is None else (first.offset < found):
             return False
         if place in self._at:  # else nothing of it was ever read: the log is older than this state
             log.warning("%s/%d: %d records were gone before they were read", *place, found - expected)

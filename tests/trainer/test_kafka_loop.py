@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool], *intakes: Intake) -> None:
 
 
 def test_trainers_share_partitions_and_take_them_over_without_losing_or_repeating(
-    tmp_path: Path, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kafka_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ANYLOOP_KAFKA_SESSION_TIMEOUT_S", "3")
     stores = [JoinStore(tmp_path / name / "state.db") for name in ("first", "second")]
@@ -89,6 +89,7 @@ def test_trainers_share_partitions_and_take_them_over_without_losing_or_repeatin
         until(lambda: stores[0].counts()["feedback"] == 72, first)
         assert first.held() == {0, 1, 2, 3}
         assert claim(first, stores[0], used) == late
+        assert not [line for line in caplog.messages if "gone before they were read" in line or "made anew" in line]
         first.close()
     for store in stores:
         store.close()
