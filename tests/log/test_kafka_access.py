@@ -1,5 +1,6 @@
 """TLS and SASL on a real broker: who is let in, and what those are told who are not."""
 
+import gc
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,6 +135,8 @@ def test_tls_on_a_port_without_it_is_refused_at_once(broker: SecureBroker) -> No
         assert "speaks no TLS; set ANYLOOP_KAFKA_SECURITY_PROTOCOL to PLAINTEXT" in _refusal(log)
 
 
+# kafka-python leaves the socket of an attempt that was cut short with bytes unsent to the collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("listener", ["TLS", "GUARDED"])
 def test_a_port_that_wants_more_than_plain_text_stays_silent_and_the_error_says_where_to_look(
     listener: str, broker: SecureBroker
@@ -141,6 +144,7 @@ def test_a_port_that_wants_more_than_plain_text_stays_silent_and_the_error_says_
     with broker.log(listener, timeout_s=2.0) as log, pytest.raises(LogError) as caught:
         log.end_offsets(FEEDBACK)
     assert "is ANYLOOP_KAFKA_SECURITY_PROTOCOL what its port speaks?" in str(caught.value)
+    gc.collect()
 
 
 def test_nobody_there_is_no_refusal() -> None:
