@@ -115,8 +115,8 @@ class SpooledWriter:
 
     def oldest_seconds(self) -> float:
         """Age of the oldest event that the log has not acknowledged; 0 when there is none."""
-        with self._changed:
-            return max(0.0, time.time() - self._folder.oldest) if self._folder.pending else 0.0
+        # Without the lock, under which others write to the disk: who asks must not wait for it.
+        return max(0.0, time.time() - self._folder.oldest) if self._folder.pending else 0.0
 
     def refuses(self) -> str | None:
         """Why an event would be refused now, as far as that can be known; None when it would be taken."""

@@ -57,11 +57,6 @@ class SpoolFolder:
 
     def write(self, frame: bytes) -> tuple[SegmentWriter, int]:
         """The segment that holds the frame, and where it ends there. Raises SpoolFull, LogError, OSError."""
-        if self.pending + len(frame) > self.max_bytes:
-            raise SpoolFull(
-                f"the outbox {self.path} holds {self.pending} bytes that the log has not taken "
-                f"(bound {self.max_bytes}): is the log reachable?"
-            )
         try:
             while (written := self._write(frame)) is None:
                 self._rotate_when_full()
@@ -77,6 +72,11 @@ class SpoolFolder:
         with self.changed:
             if self.closed:
                 raise LogError("the spool is closed")
+            if self.pending + len(frame) > self.max_bytes:
+                raise SpoolFull(
+                    f"the outbox {self.path} holds {self.pending} bytes that the log has not taken "
+                    f"(bound {self.max_bytes}): is the log reachable?"
+                )
             writer = self._writer
             if writer is None or not self._has_room(writer):
                 return None
@@ -124,7 +124,7 @@ class SpoolFolder:
             self._next_number += 1
             if old is not None:
                 with contextlib.suppress(OSError):  # those whose frames are not on the disk learn it in `sync`
-                    old.sync()
+                    self._sync(old)
                 old.close()
             self._writer = writer
             self._segments.append(writer.path)
