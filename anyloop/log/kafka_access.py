@@ -19,20 +19,20 @@ from anyloop.log.errors import LogError
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
 
 
-def check_access(address: KafkaAddress, settings: KafkaSettings, timeout_s: float | None = None) -> None:
-    """Asks the first broker that answers. Silent when it lets this client in, and when none answers within
-    `timeout_s` (default: `settings.timeout_s`): whoever connects then learns that. Raises LogError, not retriable,
-    where it refuses: certificates, mechanism, user or password."""
+def check_access(address: KafkaAddress, settings: KafkaSettings, timeout_s: float | None = None) -> bool:
+    """Asks the first broker that answers: True when it lets this client in, False when none answers within
+    `timeout_s` (default: `settings.timeout_s`). Raises LogError, not retriable, where it refuses: certificates,
+    mechanism, user or password. Without TLS and SASL there is nothing to ask, and the answer is True."""
     if not (settings.uses_tls or settings.uses_sasl):
-        return
+        return True
     deadline = time.monotonic() + (settings.timeout_s if timeout_s is None else timeout_s)
     for server in address.servers:
         left = deadline - time.monotonic()
         if left <= 0:
-            return
+            break
         try:
             _converse(server, settings, left)
-            return
+            return True
         except ssl.SSLCertVerificationError as error:
             raise _refusal(
                 server,
@@ -56,6 +56,7 @@ def check_access(address: KafkaAddress, settings: KafkaSettings, timeout_s: floa
             ) from error
         except OSError:
             continue
+    return False
 
 
 def _converse(server: str, settings: KafkaSettings, timeout_s: float) -> None:

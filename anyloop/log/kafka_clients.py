@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from kafka import errors as kafka
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 
@@ -40,7 +41,9 @@ def connect(make: Callable[..., C], address: KafkaAddress, settings: KafkaSettin
     Raises kafka-python's errors, or LogError where the broker refuses this client. A constructor that fails in
     kafka-python leaves its thread and its sockets open; here they are closed.
     """
-    check_access(address, settings, config["bootstrap_timeout_ms"] / 1000)
+    if not check_access(address, settings, config["bootstrap_timeout_ms"] / 1000):
+        # A TLS handshake with a broker that is mute would have no time limit in kafka-python.
+        raise kafka.KafkaTimeoutError(f"Unable to bootstrap from {list(address.servers)}")
     opened: list[KafkaNetClient] = []
 
     def network(**options: Any) -> KafkaNetClient:

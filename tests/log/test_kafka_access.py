@@ -1,7 +1,9 @@
 """TLS and SASL on a real broker: who is let in, and what those are told who are not."""
 
 import gc
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +151,20 @@ def test_a_port_that_wants_more_than_plain_text_stays_silent_and_the_error_says_
 
 def test_nobody_there_is_no_refusal() -> None:
     away = KafkaAddress((f"127.0.0.1:{free_port()}",))
-    check_access(away, _settings(security_protocol="SSL"))
+    assert check_access(away, _settings(security_protocol="SSL")) is False
+
+
+def test_a_mute_broker_costs_the_time_limit_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections, answers nothing
+        address = KafkaAddress((f"127.0.0.1:{mute.getsockname()[1]}",))
+        begun = time.monotonic()
+        with (
+            KafkaLog(address, _settings(security_protocol="SSL", timeout_s=2.0)) as log,
+            pytest.raises(LogError) as caught,
+        ):
+            log.end_offsets(FEEDBACK)
+    assert caught.value.retriable
+    assert time.monotonic() - begun < 3.5
 
 
 def _credentials(broker: SecureBroker, listener: str, mechanism: str) -> dict[str, object]:
