@@ -11,11 +11,13 @@ STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
 # `transformers serve`, which bench-serving compares with, needs accelerate. It stands apart: in the environment itself
 # transformers would import DeepSpeed whenever a model is saved.
 PEER := $(VENV)/peer/accelerate
+# Java and Maven, which run and bring the Kafka broker. Its jars go to a cache outside the checkout.
+BROKER := $(VENV)/.broker-$(shell sha256sum anyloop/cli/kafka/pom.xml | cut -c1-16)
 # Several processes share the cores; torch's own thread pools would fight over them.
 export OMP_NUM_THREADS ?= 1
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Virtual environment in .venv with everything installed
 
@@ -42,13 +44,28 @@ $(PEER): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peer 'accelerate~=1.15.0'
 	touch $@
 
-demo: $(STAMP)  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html (LOG=kafka too)
+# Without them, and where they cannot be installed, tests that need a broker are skipped with a word (in CI they fail).
+$(BROKER): $(STAMP)
+	@if ! { command -v java && command -v mvn; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  echo "Installing Java 17 and Maven for the Kafka broker"
+	  apt-get update -qq
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless maven >/dev/null
+	fi
+	if { command -v java && command -v mvn; } >/dev/null; then
+	  $(BIN)/python -c 'from anyloop.cli.kafka.artifacts import jars; jars()'
+	  rm -f $(VENV)/.broker-*
+	  touch $@
+	else
+	  echo "No Java 17 and Maven here: a Kafka broker of this machine's own cannot run (apt-get install openjdk-17-jre-headless maven)" >&2
+	fi
+
+demo: $(STAMP) $(if $(filter kafka,$(LOG)),$(BROKER))  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html (LOG=kafka too)
 	$(BIN)/anyloop demo $(if $(LOG),--log $(LOG))
 
-up: $(STAMP)  ## Everything on this machine until Ctrl-C (LOG=kafka: on a real broker)
+up: $(STAMP) $(if $(filter kafka,$(LOG)),$(BROKER))  ## Everything on this machine until Ctrl-C (LOG=kafka: on a real broker)
 	$(BIN)/anyloop up $(if $(LOG),--log $(LOG))
 
-kafka: $(STAMP)  ## A real Kafka broker on this machine until Ctrl-C (Java 17; the jars come by Maven)
+kafka: $(STAMP) $(BROKER)  ## A real Kafka broker on this machine until Ctrl-C (Java 17; the jars come by Maven)
 	$(BIN)/anyloop kafka
 
 test: lint types unit e2e  ## All checks: ruff, mypy, unit tests, end-to-end tests
@@ -60,13 +77,13 @@ lint: $(STAMP)  ## ruff check and format
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
-unit: $(STAMP)  ## Tests that start no service (generated code and wire compatibility among them)
+unit: $(STAMP) $(BROKER)  ## Tests that start no service (generated code and wire compatibility among them)
 	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
 
-e2e: $(STAMP) $(PEER)  ## Tests that start real processes, one after another
+e2e: $(STAMP) $(PEER) $(BROKER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q
 
-test-faults: $(STAMP)  ## Kills, full disks and cut networks under load, on a real broker: bench-out/faults.json (ONLY=broker for one)
+test-faults: $(STAMP) $(BROKER)  ## Kills, full disks and cut networks under load, on a real broker: bench-out/faults.json (ONLY=broker for one)
 	$(BIN)/python -m tests.faults $(if $(ONLY),--only $(ONLY))
 
 protos: $(STAMP)  ## Generate the protobuf code again
@@ -87,7 +104,7 @@ bench-serving: $(STAMP) $(PEER)  ## AnyLoop beside `transformers serve` and its 
 bench-swap: $(STAMP)  ## Fifty swaps under 32 streams: dropped, garbled, how long steps pause: bench-out/swap.json
 	$(BIN)/python -m bench.swap
 
-bench-log: $(STAMP)  ## Events/s into SQLite, Kafka and bare kafka-python; what recording adds to an answer: bench-out/log.json
+bench-log: $(STAMP) $(BROKER)  ## Events/s into SQLite, Kafka and bare kafka-python; what recording adds to an answer: bench-out/log.json
 	$(BIN)/python -m bench.log
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
