@@ -222,6 +222,7 @@ class CandidateMaker:
             "round": claimed.id,
             "round_key": claimed.key,
             "algorithm": self._context.trainer.algorithm,
+            "settings": self._context.trainer.model_dump(),
             "feedback_ids": used,
             "seconds": dict(report.seconds),
         }

@@ -41,6 +41,8 @@ MODALITIES = {
 }
 FROM_PROTO = {number: modality for modality, number in MODALITIES.items()}
 _SCORED_AT_A_TIME = 64
+# A service that restarts is back in seconds; gRPC's default waits up to two minutes before it looks again.
+_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
 RETRIABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
 
 
@@ -92,7 +94,7 @@ class Services:
             settings.policy_control_target,
             settings.critique_control_target,
         )
-        self._channels = [grpc.aio.insecure_channel(target) for target in targets]
+        self._channels = [grpc.aio.insecure_channel(target, options=_RECONNECT) for target in targets]
         policy, critique, decoder, policy_control, critique_control = self._channels
         self._policy = policy_pb2_grpc.PolicyServiceStub(policy)
         self._critique = critique_pb2_grpc.CritiqueServiceStub(critique)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, EventLog, PoisonEvent, Record
+from anyloop.log.dead_letters import REPLAYS
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
 from trainer.fault_points import FaultPoint, reached
@@ -194,6 +195,7 @@ class Intake:
         if not records:
             return 0, 0
         responses, feedback = [], []
+        put_back: set[str] = set()
         places: dict[str, tuple[int, int]] = {}
         positions: dict[Place, int] = {}
         for record in records:
@@ -207,7 +209,9 @@ class Intake:
             elif isinstance(message, events_pb2.FeedbackEvent):
                 feedback.append(message)
                 places.setdefault(message.feedback_id, (record.partition, record.offset))
-        new = self._store.apply(responses, feedback, positions, places)
+                if REPLAYS in record.event.extensions:
+                    put_back.add(message.feedback_id)
+        new = self._store.apply(responses, feedback, positions, places, put_back)
         self._at |= positions
         if new < len(feedback):
             metrics.TRAINER_LEFT_OUT.labels("duplicate").inc(len(feedback) - new)

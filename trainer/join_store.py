@@ -81,16 +81,21 @@ class JoinStore:
         feedback: Iterable[events_pb2.FeedbackEvent],
         positions: Mapping[tuple[str, int], int],
         places: Mapping[str, tuple[int, int]] | None = None,
+        put_back: Collection[str] = (),
     ) -> int:
         """Adds what is new, moves the positions; all or nothing. Returns how many feedback events were new.
 
-        `places`: (partition, offset) by feedback id.
+        `places`: (partition, offset) by feedback id. `put_back`: ids that somebody has taken out of the dead letters;
+        where they had been left out they get another chance.
         """
         new = 0
         now = time.time()
         with self._db.transaction():
             for event in feedback:
-                new += self._insert_feedback(event, now, (places or {}).get(event.feedback_id, (0, 0)))
+                place = (places or {}).get(event.feedback_id, (0, 0))
+                if event.feedback_id in put_back:
+                    self._db.execute("DELETE FROM feedback WHERE id = ? AND round = ?", (event.feedback_id, LEFT_OUT))
+                new += self._insert_feedback(event, now, place)
             for response in responses:
                 self._insert_response(response, now)
             self._move(positions)

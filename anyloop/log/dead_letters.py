@@ -9,6 +9,7 @@ from anyloop.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
+REPLAYS = "dlqreplays"  # extension attribute: how often an event was put back on its topic
 _MAX_REASON = 2000  # characters: the largest event must fit its dead-letter topic too
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
+_SAY_SECONDS = 60.0  # between two log lines on a log that is away
 
 
 class CheckpointWatcher:
@@ -67,6 +69,7 @@ class CheckpointWatcher:
 
     def _run(self) -> None:
         first = self._from_latest
+        said = float("-inf")
         while not self._stop.is_set():
             try:
                 events = self._fetch()
@@ -75,7 +78,9 @@ class CheckpointWatcher:
                     logger.error("checkpoint watcher stopped: %s", error)
                     self.failure = error
                     return
-                logger.warning("checkpoint watcher waits for the log: %s", error)
+                if time.monotonic() - said > _SAY_SECONDS:
+                    said = time.monotonic()
+                    logger.warning("checkpoint watcher waits for the log: %s", error)
                 self._stop.wait(_RETRY_SECONDS)
                 continue
             except Exception as error:

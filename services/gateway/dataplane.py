@@ -25,6 +25,7 @@ from services.gateway.ledger import Ledger, LedgerError
 from services.gateway.log_status import LogStatus
 from services.gateway.media import MediaDesk
 from services.gateway.schemas import MODEL_NAME
+from services.rpc.channel import open_channel
 from services.rpc.server import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,7 @@ ALIASES = frozenset({MODEL_NAME, "policy", "tiny-omni"})  # all mean: the versio
 _STATUS_TIMEOUT_S = 0.5
 _SLOW_S = 2.0  # feedback that waits longer in the outbox is said to
 _PROMPT_BYTES = MAX_MESSAGE_BYTES - 1024  # what the policy service takes, less room for the ids of other choices
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 * 2**20),
-    # A replica that restarts is back in seconds; gRPC's default waits up to two minutes before it looks again.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+_LARGEST_ANSWER = ("grpc.max_receive_message_length", 64 * 2**20)
 
 
 class DataPlane:
@@ -52,11 +48,11 @@ class DataPlane:
         self.feedback = FeedbackDesk(outbox, self.ledger, self.media)
         self._follower = ResponseFollower(log, self.ledger)
         self._log_status = LogStatus(log)
-        self._policy_channel = grpc.aio.insecure_channel(settings.policy_target, options=_CHANNEL_OPTIONS)
+        self._policy_channel = open_channel(settings.policy_target, _LARGEST_ANSWER)
         self._policy = policy_pb2_grpc.PolicyServiceStub(self._policy_channel)
         self._control_channels = {
-            "policy": grpc.aio.insecure_channel(settings.policy_control_target, options=_CHANNEL_OPTIONS),
-            "critique": grpc.aio.insecure_channel(settings.critique_control_target, options=_CHANNEL_OPTIONS),
+            "policy": open_channel(settings.policy_control_target),
+            "critique": open_channel(settings.critique_control_target),
         }
         self._started = time.monotonic()
         self._answering: set[str] = set()  # response ids whose answers run

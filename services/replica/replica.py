@@ -30,6 +30,7 @@ from services.replica.prompts import MediaCodes, PromptBuilder
 from services.replica.recorder import Recorder
 from services.replica.sampling import SamplingDefaults
 from services.replica.weights import Weights
+from services.rpc.channel import open_channel
 from services.rpc.readiness import wait_for_host
 from services.rpc.server import DRAIN_SECONDS, RpcServer
 
@@ -102,7 +103,7 @@ class Replica:
             stack.push_async_callback(asyncio.to_thread, spool.close)
             stack.push_async_callback(asyncio.to_thread, spool.flush, FLUSH_SECONDS)
             stack.callback(start_metrics_server(settings.metrics_port, settings.bind))
-            channel = grpc.aio.insecure_channel(settings.decoder_target)
+            channel = open_channel(settings.decoder_target)
             stack.push_async_callback(channel.close)
             recorder = Recorder(spool, f"services/{kind.lineage}", settings.unlogged_responses)
             stack.push_async_callback(asyncio.to_thread, recorder.close)

@@ -200,6 +200,18 @@ def test_feedback_beyond_the_join_window_is_overdue_and_not_ready(tmp_path: Path
     assert claim(store) == ["in time"]
 
 
+def test_feedback_put_back_from_the_dead_letters_gets_another_chance_but_never_a_second_round(tmp_path: Path) -> None:
+    store = JoinStore(tmp_path / "state.db")
+    said = [feedback("lost", "nowhere"), feedback("used", "a")]
+    store.apply([response("a")], said, {})
+    assert claim(store) == ["used"]
+    store.leave_out(["lost"])
+    store.apply([response("nowhere")], said, {})
+    assert store.ready()[0] == 0
+    store.apply([], said, {}, put_back={"lost", "used"})
+    assert claim(store) == ["lost"]
+
+
 def test_without_a_window_late_feedback_is_as_good_as_any(tmp_path: Path) -> None:
     store = JoinStore(tmp_path / "state.db")
     store.apply([response("a", created=1000)], [feedback("f", "a", created=1000 + 9999 * HOUR_MS)], {})

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
@@ -226,7 +227,10 @@ def test_late_feedback_is_joined_left_out_or_set_aside_as_the_settings_say(loop:
     (origin,) = loop.log.read(FEEDBACK)
     assert (said["dlqpartition"], said["dlqoffset"]) == (str(origin.partition), str(origin.offset))
 
-    assert loop.learner(late_feedback="join", home="joining", **window).once()
+    # Put back by an operator who takes late feedback now, it counts in the state that had set it aside.
+    back = replace(letter.event, extensions={"dlqreplays": "1"})
+    loop.log.append(FEEDBACK, back)
+    assert loop.learner(late_feedback="join", home="setting_aside", **window).once()
     assert loop.registry.manifest("policy-000001").metrics["feedback_ids"] == ["late"]
 
 

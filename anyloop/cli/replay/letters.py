@@ -19,9 +19,9 @@ from anyloop.cli.records import SHORT_NAMES, point_in_time, topic_name
 from anyloop.cli.runfile import log_url
 from anyloop.config import Settings
 from anyloop.log import Consumer, Event, EventLog, LogError, Record, UnknownTopic, dlq, open_log
+from anyloop.log.dead_letters import REPLAYS
 
 GROUP = "anyloop.dead-letters"
-REPLAYS = "dlqreplays"
 _DEAD = ("dlqreason", "dlqtopic", "dlqpartition", "dlqoffset", "dlqgroup")
 _COMMIT_EVERY = 100
 _JOIN_S = 30.0

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.replay import letters
-from anyloop.cli.replay.letters import GROUP, REPLAYS, Choice, put_back_letters, would_put_back
+from anyloop.cli.replay.letters import GROUP, Choice, put_back_letters, would_put_back
 from anyloop.config import Settings
 from anyloop.log import FEEDBACK, RESPONSES, TOPICS, Event, EventLog, LogError, dlq, open_log
+from anyloop.log.dead_letters import REPLAYS
 from protos.anyloop.v1 import events_pb2
 
 ALL = Choice()
