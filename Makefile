@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log clean
+.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -106,6 +106,9 @@ bench-swap: $(STAMP)  ## Fifty swaps under 32 streams: dropped, garbled, how lon
 
 bench-log: $(STAMP) $(BROKER)  ## Events/s into SQLite, Kafka and bare kafka-python; what recording adds to an answer: bench-out/log.json
 	$(BIN)/python -m bench.log
+
+bench-scaling: $(STAMP) $(BROKER)  ## CPU of one answer, one feedback, one event at each station, for docs/scaling.md: bench-out/scaling.json
+	$(BIN)/python -m bench.scaling
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
