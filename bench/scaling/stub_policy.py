@@ -1,4 +1,4 @@
-"""`python -m bench.scaling.stub_policy PORT`: a policy service that answers at once, so that the gateway alone costs."""
+"""`python -m bench.scaling.stub_policy PORT`: a policy service that answers at once, so the gateway alone costs."""
 
 from __future__ import annotations
 
