@@ -120,8 +120,9 @@ class SpoolFolder:
             old = self._writer
             if self.closed or (old is not None and self._has_room(old)):
                 return
-            writer = SegmentWriter(self.path / f"{self._next_number:012d}{SUFFIX}")
-            self._next_number += 1
+            number = self._next_number
+            self._next_number += 1  # first: where a file of this number stays behind, another one is tried
+            writer = SegmentWriter(self.path / f"{number:012d}{SUFFIX}")
             if old is not None:
                 with contextlib.suppress(OSError):  # those whose frames are not on the disk learn it in `sync`
                     self._sync(old)

@@ -1,5 +1,6 @@
 """Files of the local outbox: frames of one event each, appended and synced, read back whatever cut them short."""
 
+import contextlib
 import json
 import os
 import struct
@@ -71,7 +72,13 @@ class SegmentWriter:
         self.synced = 0  # bytes known to be on the disk
         self.broken = False  # what stands behind `size` is unknown: nothing more may be appended
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        sync_directory(path.parent)
+        try:
+            sync_directory(path.parent)
+        except OSError:  # nothing may stay behind that the next attempt, or the reader, would stumble over
+            os.close(self._descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
 
     def write(self, frame: bytes) -> None:
         """Raises OSError; what was written of the frame is then cut off again, so that the next one may follow."""

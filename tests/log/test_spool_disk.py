@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from anyloop.log import RESPONSES, Event, EventLog, LogError
+from anyloop.log import RESPONSES, Event, EventLog, LogError, spool_segments
 from anyloop.log.spool import Fsync, SpooledWriter
-from anyloop.log.spool_segments import SegmentWriter
+from anyloop.log.spool_segments import SegmentWriter, sync_directory
 from anyloop.log.sqlite_log import SqliteLog
 from protos.anyloop.v1 import events_pb2
 
@@ -167,6 +167,51 @@ def test_what_could_not_be_synced_is_refused_and_never_sent(
     with SpooledWriter(open_log, tmp_path / "spool") as spool:
         assert spool.flush(10)
     assert stored(open_log) == [0, 2]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def failing_once(error: OSError) -> Callable[..., None]:
+    failures = [error]
+
+    def instead(path: Path) -> None:
+        if failures:
+            raise failures.pop()
+        sync_directory(path)
+
+    return instead
+
+
+def test_a_segment_that_could_not_be_begun_leaves_nothing_behind(
+    open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SpooledWriter(open_log, tmp_path / "spool") as spool:
+        monkeypatch.setattr(spool_segments, "sync_directory", failing_once(OSError(24, "Too many open files")))
+        before = open_files()
+        with pytest.raises(LogError, match="Too many open files"):
+            spool.put(RESPONSES, event(0))
+        assert open_files() == before
+        assert not list((tmp_path / "spool").glob("*.segment"))
+        spool.put(RESPONSES, event(1))
+        assert spool.flush(10)
+    assert stored(open_log) == [1]
+
+
+def test_a_segment_that_stays_behind_does_not_stop_the_outbox(
+    open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SpooledWriter(open_log, tmp_path / "spool") as spool:
+        monkeypatch.setattr(spool_segments, "sync_directory", failing_once(OSError(5, "Input/output error")))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", failing_once(OSError(30, "Read-only file system")))
+            with pytest.raises(LogError, match="Input/output error"):
+                spool.put(RESPONSES, event(0))
+        assert list((tmp_path / "spool").glob("*.segment"))
+        spool.put(RESPONSES, event(1))
+        assert spool.flush(10)
+    assert stored(open_log) == [1]
 
 
 @pytest.mark.parametrize(("fsync", "syncs"), [("always", 20), ("interval", 1), ("never", 0)])
