@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -18,12 +17,13 @@ from anyloop.log.spool import SpooledWriter
 from anyloop.media.store import MediaStore
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
-from services.gateway.feedback import NAME, FeedbackDesk
+from services.gateway.feedback import FeedbackDesk
 from services.gateway.follower import ResponseFollower
 from services.gateway.keys import Caller, KeyRing, Role
 from services.gateway.ledger import Ledger, LedgerError
 from services.gateway.log_status import LogStatus
 from services.gateway.media import MediaDesk
+from services.gateway.response_ids import NAME, carried_conversation, new_response_id
 from services.gateway.schemas import MODEL_NAME
 from services.rpc.channel import open_channel
 from services.rpc.server import MAX_MESSAGE_BYTES
@@ -101,8 +101,14 @@ class DataPlane:
                 raise invalid(f"'{name}' is not an id: 1-128 letters, digits and _ . : -", name)
         if request.response_id and self._known(request.response_id):
             raise _taken()
-        prepared.response_id = request.response_id or new_response_id()
-        prepared.conversation_id = request.conversation_id or prepared.response_id
+        prepared.response_id = request.response_id or new_response_id(request.conversation_id)
+        carried = carried_conversation(prepared.response_id)
+        if carried and request.conversation_id not in ("", carried):
+            raise invalid(
+                f"this response_id says that it belongs to conversation {carried!r}; leave it out and one is made",
+                "response_id",
+            )
+        prepared.conversation_id = request.conversation_id or carried or prepared.response_id
         for index, message in enumerate(prepared.messages):
             if message.role == types_pb2.ROLE_UNSPECIFIED:
                 raise invalid("a message needs a role", f"messages[{index}].role")
@@ -244,10 +250,6 @@ def _taken() -> GatewayError:
     return GatewayError(
         Status.ALREADY_EXISTS, "this response_id is taken; leave it out and one is made", "response_id_taken"
     )
-
-
-def new_response_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def _replica_status(status: control_pb2.ReplicaStatus | None) -> dict[str, Any]:

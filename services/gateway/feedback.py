@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import math
-import re
 import threading
 import time
 import uuid
@@ -21,11 +20,11 @@ from services.gateway.errors import GatewayError, Status, invalid, not_found, to
 from services.gateway.keys import Caller, Role
 from services.gateway.ledger import Ledger, LedgerError, TakenFeedback
 from services.gateway.media import MediaDesk
+from services.gateway.response_ids import NAME, carried_conversation
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "services/gateway"
-NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _CRITIQUE_CHARS = 8192
 _TAGS, _DIMENSIONS, _NAME_CHARS = 32, 16, 64
 _THREADS = 8  # of its own, so that nothing slow elsewhere holds feedback up; those that wait share one sync
@@ -145,12 +144,13 @@ class FeedbackDesk:
     def _place(self, feedback: feedback_pb2.Feedback) -> bool:
         """Fills in the conversation, which keys the event; true when the response is not known yet."""
         known = self._ledger.conversation_of(feedback.response_id) if feedback.response_id else ""
-        if known and feedback.conversation_id and feedback.conversation_id != known:
+        belongs_to = carried_conversation(feedback.response_id) if known is None else known
+        if belongs_to and feedback.conversation_id not in ("", belongs_to):
             raise invalid(
                 f"response {feedback.response_id} belongs to another conversation; leave conversation_id out",
                 "conversation_id",
             )
-        feedback.conversation_id = known or feedback.conversation_id or feedback.response_id
+        feedback.conversation_id = belongs_to or feedback.conversation_id or feedback.response_id
         return known is None
 
     def _take(self, taken: TakenFeedback, feedback: feedback_pb2.Feedback, key: str) -> None:

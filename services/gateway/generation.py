@@ -6,7 +6,8 @@ from contextlib import aclosing
 
 from protos.anyloop.v1 import policy_pb2
 from services.gateway.answers import Answer, collect
-from services.gateway.dataplane import DataPlane, new_response_id
+from services.gateway.dataplane import DataPlane
+from services.gateway.response_ids import new_response_id
 
 _PENDING = 64  # events a slow client may leave waiting before its answers wait too
 
@@ -17,7 +18,7 @@ def choices(prepared: policy_pb2.GenerateRequest, n: int) -> list[policy_pb2.Gen
     for index in range(1, n):
         request = policy_pb2.GenerateRequest()
         request.CopyFrom(prepared)
-        request.response_id = new_response_id()
+        request.response_id = new_response_id(prepared.conversation_id)
         if prepared.sampling.HasField("seed"):
             request.sampling.seed = (prepared.sampling.seed + index) % 2**64
         requests.append(request)
