@@ -74,9 +74,13 @@ class CandidateMaker:
         improved = [pair for pair in pairs if self._fits(pair)]
         if too_long := len(examples.pairs) + len(pairs) - len(direct) - len(improved):
             report.left_out["too_long"] += too_long
-        report.metrics |= {"left_out": dict(report.left_out)}
         random.Random(claimed.id).shuffle(improved)
-        chosen = (direct + improved)[: trainer.max_pairs]
+        everything = direct + improved  # people's own are cut last
+        chosen = everything[: trainer.max_pairs]
+        if beyond := len(everything) - len(chosen):
+            report.left_out["beyond_max_pairs"] += beyond
+            log.warning("round %d: %d pairs are beyond ANYLOOP_TRAINER_MAX_PAIRS and left out", claimed.id, beyond)
+        report.metrics |= {"left_out": dict(report.left_out)}
         report.metrics |= {"pairs_by_origin": dict(Counter(pair.origin for pair in chosen))}
         if len(chosen) < trainer.min_pairs:
             return None

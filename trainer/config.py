@@ -72,8 +72,14 @@ class TrainerSettings(BaseSettings):
     filter: Literal["none", "critique"] = Field("critique", description="Keep a refinement only if the critic approves")
     fresh_per_prompt: int = Field(1, ge=0, description="New answers sampled per logged prompt")
     max_fresh: int = Field(400, ge=0, description="New answers sampled per round")
-    max_pairs: int = Field(600, ge=1, description="Pairs trained on per round; people's own come first")
-    min_pairs: int = Field(4, ge=1, description="Fewer pairs than this make no candidate")
+    max_pairs: int = Field(
+        600,
+        ge=1,
+        description="Pairs trained on per round; people's own come first, what is beyond is left out and counted",
+    )
+    min_pairs: int = Field(
+        4, ge=1, description="Fewer pairs than this make no candidate: the feedback waits until there is more of it"
+    )
     concurrency: int = Field(32, ge=1, description="Requests in flight to the serving engines")
     sample_temperature: float = Field(1.0, ge=0)
     critique_temperature: float = Field(0.0, ge=0)

@@ -237,6 +237,16 @@ class JoinStore:
     def finish_round(self, round_id: int, outcome: str) -> None:
         self._db.execute("UPDATE round SET state = 'finished', outcome = ? WHERE id = ?", (outcome, round_id))
 
+    def give_back_round(self, round_id: int, outcome: str) -> None:
+        """Finishes a round that nothing was learned from: what it had claimed may be claimed again."""
+        with self._db.transaction():
+            self._db.execute("UPDATE feedback SET round = NULL WHERE round = ?", (round_id,))
+            self.finish_round(round_id, outcome)
+
+    def claimed_count(self, round_id: int) -> int:
+        """How much feedback a round holds."""
+        return int(self._db.rows("SELECT count(*) FROM feedback WHERE round = ?", (round_id,))[0][0])
+
     def claimed(self, round_id: int) -> list[Joined]:
         """The joined feedback of a round."""
         return self._join(data for (data,) in self._db.rows("SELECT data FROM feedback WHERE round = ?", (round_id,)))

@@ -12,7 +12,7 @@ from trainer.fault_points import FaultPoint, reached
 from trainer.intake import Intake
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
-from trainer.rounds import RoundRunner
+from trainer.rounds import TOO_FEW_PAIRS, RoundRunner
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class Learner:
         self._intake, self._store, self._runner, self._registry = intake, store, runner, registry
         self._journal, self._settings = journal, settings
         self._last_new = time.monotonic()
+        self._gave_back = 0  # how much feedback the last round held, where it made too few pairs
+        self._gave_back_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set. While the log or the disk is away it waits, for as long as that takes."""
@@ -76,7 +78,10 @@ class Learner:
         ready, oldest = self._store.ready(self._intake.held())
         metrics.TRAINER_FEEDBACK.labels("ready").set(ready)
         metrics.TRAINER_FEEDBACK.labels("waiting").set(self._store.waiting())
-        if should_start(ready, time.monotonic() - self._last_new, time.time() - oldest, self._settings):
+        if ready <= self._gave_back:  # the same again makes no more pairs
+            return
+        waited_s = time.time() - max(oldest, self._gave_back_at)
+        if should_start(ready, time.monotonic() - self._last_new, waited_s, self._settings):
             self._learn(stop)
 
     def _learn(self, stop: threading.Event | None) -> bool:
@@ -112,7 +117,7 @@ class Learner:
         failures = 0
         while stop is None or not stop.is_set():
             try:
-                self._store.finish_round(claimed.id, self._runner.run(claimed))
+                self._finish(claimed, self._runner.run(claimed), wait_for_more=stop is not None)
             except Exception as error:
                 failures += 1
                 away = is_away(error)
@@ -132,6 +137,22 @@ class Learner:
                 reached(FaultPoint.FINISHED)
                 self._prune()
                 return
+
+    def _finish(self, claimed: Round, outcome: str, *, wait_for_more: bool) -> None:
+        """Closes a round. What makes too few pairs counts again in a larger round, where one is yet to come.
+
+        A round that was no larger than the one before it, though more was ready, cannot grow (`max_feedback`,
+        `max_per_principal`): it is closed, or it would stand in the way of what came after it.
+        """
+        count = self._store.claimed_count(claimed.id)
+        if outcome == TOO_FEW_PAIRS and wait_for_more and count > self._gave_back:
+            self._store.give_back_round(claimed.id, outcome)
+            self._gave_back, self._gave_back_at = count, time.time()
+            self._journal.write("gave_back", round=claimed.id, feedback=count)
+            log.info("round %d: its %d pieces of feedback wait for more", claimed.id, count)
+        else:
+            self._store.finish_round(claimed.id, outcome)
+            self._gave_back = 0
 
     def _prune(self) -> None:
         now, day = time.time(), 86400

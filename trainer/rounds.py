@@ -27,6 +27,8 @@ from trainer.round_context import Report, RoundContext
 
 log = logging.getLogger(__name__)
 
+TOO_FEW_PAIRS = "no candidate: too few pairs"
+
 
 class RoundRunner:
     def __init__(
@@ -60,7 +62,7 @@ class RoundRunner:
         if candidate is None:
             candidate = self._maker.make(claimed, joined, report)
         if candidate is None:
-            return self._close(claimed, report, "no candidate: too few pairs")
+            return self._close(claimed, report, TOO_FEW_PAIRS)
         reached(FaultPoint.PUBLISHED)
         announce_candidate(self._context.log, self._context.announcements, candidate)
         reached(FaultPoint.ANNOUNCED)

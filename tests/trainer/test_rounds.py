@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, LogError, dlq
 from anyloop.registry import Registry, announce, checkpoint_events, serving_version
-from protos.anyloop.v1 import policy_pb2
+from protos.anyloop.v1 import policy_pb2, types_pb2
 from tests.trainer.events import feedback, spoken
 from tests.trainer.fake_services import BASE
 from tests.trainer.loop import Loop, states
@@ -324,6 +324,55 @@ def test_used_feedback_counts_once_although_its_version_was_deleted(loop: Loop) 
     loop.say(5)
     assert loop.learner(gate_timeout_s=0, home="rebuilt").once()
     assert used_by(loop, "policy") == [[f"f{i}" for i in (10, 6, 7, 8, 9)]]
+
+
+def turns(learner: Learner, count: int) -> None:
+    """Of the loop that runs until it is stopped."""
+    stop = threading.Event()
+    for _ in range(count):
+        learner._turn(stop)
+
+
+EAGER = {"min_feedback": 1, "quiet_s": 0, "poll_s": 0.05, "gate_timeout_s": 0}
+
+
+def test_feedback_that_makes_too_few_pairs_waits_for_more_and_is_learned_then(loop: Loop) -> None:
+    loop.say(2)
+    learner = loop.learner(min_pairs=10, **EAGER)
+    turns(learner, 6)
+    assert [line["outcome"] for line in loop.journal("round")] == ["no candidate: too few pairs"]  # not six rounds
+    assert [line["feedback"] for line in loop.journal("gave_back")] == [2]
+    loop.say(4)
+    turns(learner, 6)
+    assert used_by(loop, "policy") == [[f"f{i}" for i in range(6)]]
+
+
+def test_a_round_that_cannot_grow_is_closed_and_does_not_stand_in_the_way(loop: Loop) -> None:
+    loop.say(2)
+    learner = loop.learner(min_pairs=6, max_feedback=2, fresh_per_prompt=1, **EAGER)
+    turns(learner, 3)
+    loop.say(1)
+    turns(learner, 6)
+    outcomes = [line["outcome"] for line in loop.journal("round")]
+    assert outcomes == ["no candidate: too few pairs"] * 3
+    assert [line["feedback"] for line in loop.journal("gave_back")] == [2, 1]  # the first two were closed in between
+
+
+def test_what_is_beyond_max_pairs_is_counted_and_peoples_own_pairs_are_not_cut_for_machine_made_ones(
+    loop: Loop,
+) -> None:
+    loop.say(4)
+    for number in range(3):
+        name = f"own{number}"
+        answer = spoken(loop.sequencer, name, f"Own {number}.", "red square")
+        better = [types_pb2.ContentPart(text="blue circle")]
+        said = feedback(f"f-{name}", name, refinement=better, created=9000)  # the last of all
+        loop.log.append(RESPONSES, Event.wrap(answer, key=name, source="test", id=name))
+        loop.log.append(FEEDBACK, Event.wrap(said, key=name, source="test", id=said.feedback_id))
+    assert loop.learner(gate_timeout_s=0, max_pairs=3).once()
+    metrics = loop.registry.manifest("policy-000001").metrics
+    assert metrics["pairs_by_origin"] == {"refinement": 3}
+    assert metrics["left_out"]["beyond_max_pairs"] == 14  # two machine-made ones of each of the seven answers
 
 
 class Away:
