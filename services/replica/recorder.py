@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import grpc
 from google.protobuf.message import Message
 
-from anyloop.log import Event, LogError
+from anyloop.log import Event, EventTooLarge, LogError
 from anyloop.log.spool import SpooledWriter
 from anyloop.telemetry.metrics import UNLOGGED_RESPONSES
 from services.rpc.errors import RpcError
@@ -33,6 +34,7 @@ class Recorder:
     def __init__(self, spool: SpooledWriter, source: str, unlogged: Unlogged = "serve") -> None:
         self._spool, self._source, self._unlogged = spool, source, unlogged
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="record")
+        self._saying = threading.Lock()
         self._said, self._unsaid = float("-inf"), 0
 
     def admit(self) -> None:
@@ -42,26 +44,44 @@ class Recorder:
             raise _refusal(reason)
 
     async def record(self, topic: str, message: Message, key: str, event_id: str) -> None:
-        """In the outbox when it returns, or counted as not. Written even when the caller is cancelled meanwhile.
+        """In the outbox when it returns, or counted as not. Written, or counted, even when the caller is cancelled
+        meanwhile.
 
-        Raises RpcError (UNAVAILABLE) when the outbox takes nothing and answers without a record are refused.
+        Raises RpcError where answers without a record are refused: UNAVAILABLE when the outbox takes nothing,
+        FAILED_PRECONDITION when it will never take this one.
         """
         event = Event.wrap(message, key=key, source=self._source, id=event_id)
+        putting = asyncio.get_running_loop().run_in_executor(self._threads, self._put, topic, event)
         try:
-            await asyncio.shield(
-                asyncio.get_running_loop().run_in_executor(self._threads, self._spool.put, topic, event)
-            )
-        except LogError as error:
-            if self._unlogged == "refuse":
-                raise _refusal(str(error)) from error
-            UNLOGGED_RESPONSES.inc()
-            self._say(error)
+            error = await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            if self._unlogged == "refuse":  # too late for that: the client left with what it has seen
+                putting.add_done_callback(self._count_departed)
+            raise
+        if error is not None and self._unlogged == "refuse":
+            raise _too_large(error) if isinstance(error, EventTooLarge) else _refusal(str(error)) from error
 
-    def _say(self, error: LogError) -> None:
-        self._unsaid += 1
-        if time.monotonic() - self._said > _SAY_SECONDS:
-            logger.error("%d answers were served without a record: %s", self._unsaid, error)
-            self._said, self._unsaid = time.monotonic(), 0
+    def _put(self, topic: str, event: Event) -> LogError | None:
+        """On a thread, which ends its work whoever still waits for it."""
+        try:
+            self._spool.put(topic, event)
+        except LogError as error:
+            if self._unlogged == "serve":
+                self._count(error)
+            return error
+        return None
+
+    def _count_departed(self, putting: asyncio.Future[LogError | None]) -> None:
+        if not putting.cancelled() and putting.exception() is None and (error := putting.result()) is not None:
+            self._count(error)
+
+    def _count(self, error: LogError) -> None:
+        UNLOGGED_RESPONSES.inc()
+        with self._saying:
+            self._unsaid += 1
+            if time.monotonic() - self._said > _SAY_SECONDS:
+                logger.error("%d answers were served without a record: %s", self._unsaid, error)
+                self._said, self._unsaid = time.monotonic(), 0
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -69,3 +89,11 @@ class Recorder:
 
 def _refusal(reason: str) -> RpcError:
     return RpcError(grpc.StatusCode.UNAVAILABLE, f"answers cannot be recorded now: {reason}", _RETRY_AFTER_MS)
+
+
+def _too_large(error: EventTooLarge) -> RpcError:
+    """Nothing that a repetition could mend."""
+    return RpcError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"this answer with its prompt is too large for the log ({error}): shorten the conversation",
+    )

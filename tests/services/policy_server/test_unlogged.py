@@ -1,6 +1,7 @@
 """Answers whose record the outbox cannot take: served and counted, or refused, as the setting says."""
 
 import asyncio
+import gc
 import logging
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from anyloop.log import RESPONSES, Event, LogError
+from anyloop.log import RESPONSES, Event, EventTooLarge, LogError
 from protos.anyloop.v1 import events_pb2, policy_pb2, types_pb2
 from protos.anyloop.v1.policy_pb2_grpc import PolicyServiceStub
 from services.replica.recorder import Recorder, Unlogged
@@ -69,12 +70,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.full, self.slow = False, 0.0
+        self.largest = 1_000_000
         self.taken: list[str] = []
 
     def put(self, topic: str, event: Event) -> None:
         time.sleep(self.slow)
         if self.full:
             raise LogError("the disk is full", retriable=True)
+        if len(event.data) > self.largest:
+            raise EventTooLarge(f"{len(event.data)} bytes")
         self.taken.append(event.id)
 
     def refuses(self) -> str | None:
@@ -127,3 +131,34 @@ async def test_who_is_cancelled_is_recorded_all_the_same() -> None:
         await recording
     recorder.close()
     assert disk.taken == ["1"]
+
+
+@pytest.mark.parametrize("setting", ["serve", "refuse"])
+async def test_an_unrecorded_answer_whose_client_left_is_counted(setting: Unlogged) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    disk = Disk()
+    disk.full, disk.slow = True, 0.1
+    recorder = Recorder(disk, "tests", setting)  # type: ignore[arg-type]
+    before = unlogged()
+    recording = asyncio.create_task(recorder.record(RESPONSES, events_pb2.ResponseEvent(), "k", "1"))
+    await asyncio.sleep(0.02)
+    recording.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recording
+    await asyncio.to_thread(recorder.close)
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert unlogged() == before + 1
+    assert complaints == []
+
+
+async def test_an_answer_too_large_for_the_log_is_not_to_be_asked_again() -> None:
+    disk = Disk()
+    disk.largest = 10
+    recorder = Recorder(disk, "tests", "refuse")  # type: ignore[arg-type]
+    long = events_pb2.ResponseEvent(response_id="x" * 100)
+    with pytest.raises(RpcError, match="too large for the log .*: shorten the conversation") as caught:
+        await recorder.record(RESPONSES, long, "k", "1")
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    recorder.close()
