@@ -32,7 +32,7 @@ class LogStatus:
                 for name, topic in (("responses", RESPONSES), ("feedback", FEEDBACK), ("critiques", CRITIQUES))
             }
             promoted = {lineage: self._announcements.serving(lineage) for lineage in ("policy", "critique")}
-        except LogError as error:
+        except (LogError, ValueError) as error:  # ValueError: settings of the connection that cannot be right
             return _unknown(str(error))
         return {"log": counts, "promoted": promoted}
 
