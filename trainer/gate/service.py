@@ -24,6 +24,7 @@ from trainer.gate.suite import Suite
 
 log = logging.getLogger(__name__)
 
+PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
 REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
 POLL_S = 0.3
 _LONGEST_PAUSE_S = 30.0
@@ -90,26 +91,33 @@ class Gate:
             asyncio.run(self._unstage(rejected))
 
     def decide(self, event: events_pb2.CheckpointEvent) -> Decision:
-        """Evaluates one candidate and announces the outcome. Raises ServiceError when a service is away."""
+        """Evaluates one candidate and announces the outcome. Raises ServiceError when a service is away.
+
+        Operators decide too, at any time. What they say of this candidate stands, and what they put in service is what
+        it is compared with.
+        """
         began = time.monotonic()
         try:
             self._registry.verify(event.version)
         except CheckpointError as error:
             return self._announce(event, Decision(False, f"the checkpoint is not whole: {error}"), {})
-        recorded = self._recorded(event)
-        if recorded is not None:
-            return self._announce(event, *recorded)
-        while True:
+        while (settled := self._settled(event)) is None:
             serving = self._serving(event)
-            try:
-                before, after = asyncio.run(self._evaluate_both(serving, event.version))
-            except ServiceError as error:
-                if error.retriable:
-                    raise
-                return self._announce(event, Decision(False, f"the replica refused it: {error}"), {})
-            if self._serving(event) == serving:
-                break
+            decision, report = self._recorded(event, serving) or self._judge(event, serving, began)
+            # As late as can be: a promotion that came in since then must not be overridden by an older comparison.
+            if "serving" not in report or self._serving(event) == serving:
+                return self._announce(event, decision, report)
             log.info("another version was promoted meanwhile: comparing %s again", event.version)
+        return self._yield_to(settled)
+
+    def _judge(self, event: events_pb2.CheckpointEvent, serving: str, began: float) -> tuple[Decision, dict[str, Any]]:
+        """The candidate against the version in service; the report is empty where they could not be compared."""
+        try:
+            before, after = asyncio.run(self._evaluate_both(serving, event.version))
+        except ServiceError as error:
+            if error.retriable:
+                raise
+            return Decision(False, f"the replica refused it: {error}"), {}
         reached(FaultPoint.GATE_EVALUATED)
         gain = paired_gain(
             after.subtasks,
@@ -138,15 +146,28 @@ class Gate:
             "failed": after.failed,
             "seconds": round(time.monotonic() - began, 3),
         }
-        return self._announce(event, decision, report)
+        return decision, report
 
     def _serving(self, event: events_pb2.CheckpointEvent) -> str:
         return self._announcements.serving("policy") or event.parent
 
-    def _recorded(self, event: events_pb2.CheckpointEvent) -> tuple[Decision, dict[str, Any]] | None:
+    def _settled(self, event: events_pb2.CheckpointEvent) -> events_pb2.CheckpointEvent | None:
+        """What somebody else has decided on the candidate meanwhile: an operator, or a second gate."""
+        return self._announcements.decision("policy", event.version)
+
+    def _yield_to(self, settled: events_pb2.CheckpointEvent) -> Decision:
+        """Somebody else's decision as it stands; nothing is recorded or announced."""
+        promoted = settled.state == PROMOTED
+        decision = Decision(promoted, f"decided by {settled.decided_by or 'another'}: {settled.reason}")
+        log.info("%s: %s meanwhile, %s", settled.version, "promoted" if promoted else "rejected", decision.reason)
+        if not promoted:
+            asyncio.run(self._unstage({settled.version}))
+        return decision
+
+    def _recorded(self, event: events_pb2.CheckpointEvent, serving: str) -> tuple[Decision, dict[str, Any]] | None:
         """The decision that a killed gate has written into the manifest and not announced, while it still holds."""
         found = self._registry.manifest(event.version).gate
-        if not found or ("serving" in found and found["serving"] != self._serving(event)):
+        if not found or ("serving" in found and found["serving"] != serving):
             return None
         report = {name: value for name, value in found.items() if name not in ("outcome", "reason")}
         return Decision(found.get("outcome") == "promoted", str(found.get("reason", ""))), report
@@ -178,7 +199,14 @@ class Gate:
         return before, after
 
     def _announce(self, event: events_pb2.CheckpointEvent, decision: Decision, report: dict[str, Any]) -> Decision:
-        """Into the manifest, the log and the metrics; a rejected candidate leaves the replica."""
+        """Into the manifest, the log and the metrics; a rejected candidate leaves the replica.
+
+        Nothing where somebody else has decided: the topic keeps the newest word on a version, so that a rejection after
+        a promotion would take away what serves.
+        """
+        settled = self._settled(event)
+        if settled is not None:
+            return self._yield_to(settled)
         state = "promoted" if decision.promote else "rejected"
         try:
             self._registry.record_gate(event.version, {"outcome": state, "reason": decision.reason, **report})
