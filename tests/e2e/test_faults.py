@@ -32,6 +32,7 @@ def test_nothing_is_lost_or_learned_twice_when_the_broker_and_the_policy_are_kil
         responses, feedback = row["responses"], row["feedback"]
         assert responses["accepted"] == responses["logged"] > 20
         assert feedback["accepted"] == feedback["logged"] == feedback["learned"] > 20
+        assert responses["duplicates"] == feedback["duplicates"] == 0
         assert row["policy_versions"] > 0
     assert broker["failed"] == {}
     assert broker["peak_outbox_bytes"] > 10_000  # answers went on while nobody took their events

@@ -103,6 +103,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - {scenario.name for scenario in ALL}):
         parser.error(f"no such fault: {', '.join(unknown)}; there are {names}")
+    quick = [scenario.name for scenario in QUICK]
+    if options.quick and (slow := sorted(set(options.only) - set(quick))):
+        parser.error(f"--quick has only {', '.join(quick)}; leave it out for {', '.join(slow)}")
     return options
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from tests.faults.audit import OK, Attempt
 
 _PATIENCE_S = 30.0  # for feedback with a key, after the load has ended
 _RETRY_S = 0.5
+BROKEN = "broken stream"
 _MEDIA = ("image_url", "audio_url", "video_url")
 
 
@@ -33,10 +35,11 @@ class Load:
         self._pace_s = pace_s
         self._lock = threading.Lock()
         self._attempts: list[Attempt] = []
+        self.broken: list[str] = []  # why a user went away before the end: an answer that nobody could make sense of
         self._ended = threading.Event()
         self._hurry = threading.Event()
         self._users = [
-            threading.Thread(target=self._live, args=(np.random.default_rng([seed, n]),), name=f"user-{n}", daemon=True)
+            threading.Thread(target=self._stay, args=(np.random.default_rng([seed, n]),), name=f"user-{n}", daemon=True)
             for n in range(users)
         ]
 
@@ -59,6 +62,13 @@ class Load:
     def attempts(self) -> list[Attempt]:
         with self._lock:
             return list(self._attempts)
+
+    def _stay(self, rng: np.random.Generator) -> None:
+        try:
+            self._live(rng)
+        except Exception:
+            with self._lock:
+                self.broken.append(f"{threading.current_thread().name} went away: {traceback.format_exc().strip()}")
 
     def _live(self, rng: np.random.Generator) -> None:
         turn = int(rng.integers(len(SUBTASKS)))
@@ -87,11 +97,12 @@ class Load:
                         parts = choice["delta"].get("content_parts") or []
                         urls.extend(media_of(part).url for part in parts if part["type"] in _MEDIA)
             except RequestFailed as error:
-                if response_id and error.status:
-                    raise BrokenStream(str(error)) from error
+                if response_id:
+                    status = BROKEN if error.status else status_of(error)
+                    raise BrokenStream(response_id, status, str(error)) from error
                 raise
             if not finish:
-                raise BrokenStream("the stream ended without a finish reason")
+                raise BrokenStream(response_id, BROKEN, "the stream ended without a finish reason")
             return response_id
 
         def whole() -> str:
@@ -108,11 +119,14 @@ class Load:
             "label": False,
             "refinement": f"as {response_id[-6:]} should have been",
         }
-        if keyed:
-            statement["idempotency_key"] = uuid.uuid4().hex
+        key = uuid.uuid4().hex if keyed else ""
+        if key:
+            statement["idempotency_key"] = key
         deadline = None
         while True:
-            feedback_id = self._attempt("feedback", lambda: str(self._client.feedback(statement)["id"]))
+            feedback_id = self._attempt(
+                "feedback", lambda: str(self._client.feedback(statement)["id"]), about=response_id, key=key
+            )
             if feedback_id or not keyed:
                 break
             if self._ended.is_set():
@@ -127,22 +141,26 @@ class Load:
         self._client.fetch(url)
         return url
 
-    def _attempt(self, kind: str, request: Callable[[], str]) -> str:
+    def _attempt(self, kind: str, request: Callable[[], str], *, about: str = "", key: str = "") -> str:
         """The id that the request gave, "" when it failed; either way it is remembered."""
         begun, name, status, detail = time.time(), "", OK, ""
         try:
             name = request()
         except BrokenStream as error:
-            status, detail = "broken stream", str(error)
+            name, status, detail = error.response_id, error.status, str(error)
         except RequestFailed as error:
             status, detail = status_of(error), str(error)
         with self._lock:
-            self._attempts.append(Attempt(kind, begun, time.time(), status, name, detail))
-        return name
+            self._attempts.append(Attempt(kind, begun, time.time(), status, name, detail, about, key))
+        return name if status == OK else ""
 
 
 class BrokenStream(Exception):
     """An answer that began and did not end."""
+
+    def __init__(self, response_id: str, status: str, message: str) -> None:
+        super().__init__(message)
+        self.response_id, self.status = response_id, status
 
 
 def status_of(error: RequestFailed) -> str:

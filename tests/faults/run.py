@@ -11,17 +11,18 @@ from anyloop.cli.exits import CommandError
 from anyloop.log import FEEDBACK, RESPONSES, TOPICS, EventLog, open_log
 from anyloop.registry import Registry
 from protos.anyloop.v1 import events_pb2
-from tests.faults.audit import Attempt, Findings, Logged, Window, audit
+from tests.faults.audit import Attempt, Findings, Logged, LoggedFeedback, LoggedResponse, Window, audit
 from tests.faults.event_log import LogUnderTest
 from tests.faults.load import Load
 from tests.faults.scenarios import NOTHING, MayFail, Scenario
-from tests.faults.stack import Stack
+from tests.faults.stack import MAX_WAIT_S, Stack
 
 _CALM_S = 4.0
 _HEALTHY_S = 90.0
 _GRACE_S = 2.0  # longest pause of the gateway's gRPC channels between two attempts to reconnect
 _DRAINED_S = 60.0
 _LEARNED_S = 150.0
+_ROUND_S = 30.0
 _MAIN = (RESPONSES, FEEDBACK)
 _UNLOGGED = "anyloop_unlogged_responses_total"
 _LINEAGES = ("policy", "critique")
@@ -51,10 +52,12 @@ class Runner:
         self._windows: list[Window] = []
         self._registry = Registry(stack.settings.effective_registry_dir)
         self._stuck: list[str] = []
+        self._serves_unlogged = False
 
     def run(self, scenario: Scenario, *, seed: int) -> Row:
         """Never raises for a fault of the product: that is a violation in the row."""
         begun = time.time()
+        self._serves_unlogged = scenario.serves_unlogged
         self.stack.died.clear()
         self.stack.not_ready.clear()
         self.stack.peak_outbox_bytes = self.stack.slowest_ready_s = 0.0
@@ -77,8 +80,16 @@ class Runner:
                 self._settle(log, start, load.attempts, unlogged, learned_before)
             logged = self._logged(log, start)
         learned = {name: ids[len(learned_before[name]) :] for name, ids in self._learned().items()}
-        findings = audit(load.attempts, self._windows, logged, learned, unlogged=unlogged)
-        findings.violations += self._stuck + self.stack.died
+        findings = audit(
+            load.attempts,
+            self._windows,
+            logged,
+            learned,
+            unlogged=unlogged,
+            refinements=self._refinements(versions_before),
+            at_least=scenario.at_least,
+        )
+        findings.violations += self._stuck + self.stack.died + load.broken
         if scenario.stays_ready and self.stack.not_ready:
             found = self.stack.not_ready
             findings.violations.append(f"the gateway was not ready {len(found)} times, the first: {found[0]}")
@@ -101,15 +112,15 @@ class Runner:
             self._say(f"{name}: healthy after {healthy - begun:.1f} s")
             self.stack.pause(_GRACE_S)
         finally:
-            self._windows.append(Window(name, begun, time.time(), may_fail))
+            self._windows.append(Window(name, begun, time.time(), may_fail, self._serves_unlogged))
 
     def learning(self) -> None:
-        def under_way() -> bool:
-            """A phase has ended since the last round did: the trainer is in a round."""
-            events = [line["event"] for line in _journal(self.stack)]
-            return bool(events) and events[-1] == "phase"
+        self.stack.wait_until(self._in_a_round, 10.0)
 
-        self.stack.wait_until(under_way, 10.0)
+    def _in_a_round(self) -> bool:
+        """A phase has ended since the last round did."""
+        events = [line["event"] for line in _journal(self.stack)]
+        return bool(events) and events[-1] == "phase"
 
     def _settle(
         self,
@@ -125,19 +136,22 @@ class Runner:
 
         def drained() -> bool:
             seen = self._logged(log, start)
-            return len(accepted - set(seen.responses)) <= unlogged and said <= {name for name, _ in seen.feedback}
+            missing = accepted - {one.id for one in seen.responses}
+            return len(missing) <= unlogged and said <= {one.id for one in seen.feedback}
 
         def learned() -> bool:
             seen = self._logged(log, start)
-            known = set(seen.responses)
+            known = {one.id for one in seen.responses}
             policy = set(self._learned()["policy"][len(learned_before["policy"]) :])
-            return {name for name, about in seen.feedback if about in known} <= policy
+            return {one.id for one in seen.feedback if one.about in known} <= policy
 
         waited = time.monotonic()
         for condition, name, seconds in ((drained, "drained", _DRAINED_S), (learned, "learned", _LEARNED_S)):
             within = self._every_second(condition, seconds)
             self._say(f"{name if within else f'not {name}'} after {time.monotonic() - waited:.1f} s")
-        self.stack.pause(1.5)  # for what would come twice
+        # For what would come twice: alone, it waits so long for company, and then makes a round.
+        self.stack.pause(MAX_WAIT_S + 1.0)
+        self.stack.wait_until(lambda: not self._in_a_round(), _ROUND_S)
 
     def _every_second(self, condition: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -152,9 +166,10 @@ class Runner:
                 for record in log.read(topic, partition=partition, offset=offset):
                     message = record.event.unwrap()
                     if isinstance(message, events_pb2.ResponseEvent):
-                        responses.append(message.response_id)
+                        responses.append(LoggedResponse(message.response_id, message.created_unix_ms / 1000))
                     elif isinstance(message, events_pb2.FeedbackEvent):
-                        feedback.append((message.feedback_id, message.feedback.response_id))
+                        about = message.feedback.response_id
+                        feedback.append(LoggedFeedback(message.feedback_id, about, message.idempotency_key))
         dead = [spec.name for spec in TOPICS if spec.name.endswith(".dlq")]
         letters = sum(sum(log.end_offsets(name).values()) - sum(start[name].values()) for name in dead)
         return Logged(responses, feedback, letters)
@@ -169,6 +184,11 @@ class Runner:
             ]
             for lineage in _LINEAGES
         }
+
+    def _refinements(self, versions_before: int) -> int:
+        """How many pairs of people's own refinements the new policies were trained on."""
+        metrics = [self._registry.manifest(v).metrics for v in self._registry.versions("policy")[versions_before:]]
+        return sum(one.get("pairs_by_origin", {}).get("refinement", 0) for one in metrics)
 
 
 def _journal(stack: Stack) -> list[dict[str, Any]]:

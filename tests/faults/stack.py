@@ -26,12 +26,13 @@ _TEND_S = 0.1
 _RESTART_AFTER_S = 1.0
 _LOOK_S = 1.0  # between two looks at /ready and at the outboxes
 _MANY_DEATHS = 8  # of a scenario, after which it is over
+MAX_WAIT_S = 4.0  # longest that a piece of feedback waits for a round
 # Rounds of seconds: every piece of feedback brings a pair of its own (a refinement), so that every round ends in a
 # candidate, and the gate takes any candidate, so that swaps go on under the faults.
 _SMALL_ROUNDS = {
     "ANYLOOP_TRAINER_MIN_FEEDBACK": "6",
     "ANYLOOP_TRAINER_QUIET_S": "0.5",
-    "ANYLOOP_TRAINER_MAX_WAIT_S": "4",
+    "ANYLOOP_TRAINER_MAX_WAIT_S": str(MAX_WAIT_S),
     "ANYLOOP_TRAINER_POLL_S": "0.3",
     "ANYLOOP_TRAINER_RETRY_S": "1",
     "ANYLOOP_TRAINER_MIN_PAIRS": "1",
@@ -41,7 +42,7 @@ _SMALL_ROUNDS = {
     "ANYLOOP_TRAINER_DPO_EPOCHS": "1",
     "ANYLOOP_TRAINER_FILTER": "none",
     "ANYLOOP_TRAINER_FRESH_PER_PROMPT": "0",
-    "ANYLOOP_TRAINER_MAX_PAIRS": "16",
+    "ANYLOOP_TRAINER_MAX_PAIRS": "100000",  # what is claimed as learned is learned: the audit counts the pairs
     "ANYLOOP_TRAINER_MAX_ANSWER_TOKENS": "24",
     "ANYLOOP_TRAINER_MAX_CRITIQUE_TOKENS": "16",
     "ANYLOOP_TRAINER_MAX_VERSIONS_BEHIND": "1000",
