@@ -32,12 +32,15 @@ class Sender:
     def __init__(self, state: DrainState, save: Callable[[], None], rejected: Path, left: bool) -> None:
         self._state, self._save, self._rejected = state, save, rejected
         self._marked: dict[str, float] = {}  # when this process last asked for a topic's ends
+        self._left = left
         self._unsure = set(state.marks) if left else set()  # topics that may have events sent without an answer
-        self._unsettled = bool(self._unsure)
+        self._unsettled = left
 
     def send(self, log: EventLog, topic: str, events: Sequence[Event]) -> None:
         """In the log when it returns. Raises LogError, or OSError when an event that the log refuses cannot be kept."""
         try:
+            if self._left and topic not in self._state.marks:  # its marks may be lost, with the state or after it
+                self._unsure.add(topic)
             if topic in self._unsure or time.monotonic() - self._marked.get(topic, float("-inf")) > _MARKS_SECONDS:
                 events = self._without_known(log, topic, events)
             if events:
@@ -56,12 +59,14 @@ class Sender:
             time.sleep(_SETTLE_SECONDS)
             self._unsettled = False
         ends = log.end_offsets(topic)  # before the look: what arrives after it stands behind them
-        if topic in self._unsure and topic in marks:
-            found = find(log, topic, events, marks[topic], ends, state.time)
+        if topic in self._unsure and (topic in marks or self._left):
+            begin = marks.get(topic)
+            found = find(log, topic, events, begin, ends, time.time() if begin is None else state.time)
             metrics.LOG_SPOOL_FOUND.inc(len(found))
             if len(found) == len(events):  # so what follows may be there too
-                for part, offset in found.values():
-                    marks[topic][part] = max(marks[topic].get(part, 0), offset + 1)
+                if begin is not None:
+                    for part, offset in found.values():
+                        begin[part] = max(begin.get(part, 0), offset + 1)
                 return ()
             events = [event for event in events if event.id not in found]
         self._unsure.discard(topic)

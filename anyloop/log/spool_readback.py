@@ -16,23 +16,34 @@ _RECORDS = 100_000  # of one partition: seconds of reading
 
 
 def find(
-    log: EventLog, topic: str, events: Sequence[Event], begin: Mapping[int, int], ends: Mapping[int, int], at: float
+    log: EventLog,
+    topic: str,
+    events: Sequence[Event],
+    begin: Mapping[int, int] | None,
+    ends: Mapping[int, int],
+    at: float,
 ) -> dict[str, tuple[int, int]]:
     """Where those of `events` stand that the log has: partition and offset by event id.
 
     Looks between the offsets `begin` and `ends`, at records appended up to a quarter of an hour after `at` (Unix
-    seconds, when the offsets `begin` were true). Raises LogError.
+    seconds, when the offsets `begin` were true). Where `begin` is not known, from a quarter of an hour before the
+    oldest of the events. Raises LogError.
     """
     wanted: dict[int, set[str]] = {}
     for event in events:
         wanted.setdefault(partition_of(event.key, len(ends)), set()).add(event.id)
     horizon = datetime.fromtimestamp(at, UTC) + _HORIZON
     found: dict[str, tuple[int, int]] = {}
+    oldest = min(event.time for event in events)
     for part, ids in wanted.items():
-        first, last = begin.get(part, 0), ends[part]
+        first, last = 0 if begin is None else begin.get(part, 0), ends[part]
         if first >= last:
             continue
-        for number, record in enumerate(log.read(topic, partition=part, offset=first)):
+        if begin is None:
+            records = log.read(topic, partition=part, since=oldest - _HORIZON)
+        else:
+            records = log.read(topic, partition=part, offset=first)
+        for number, record in enumerate(records):
             if record.event.id in ids:
                 ids.remove(record.event.id)
                 found[record.event.id] = (part, record.offset)

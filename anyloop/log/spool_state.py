@@ -1,7 +1,8 @@
 """How far an outbox is drained: a small file written in place, so that a full disk cannot stop it.
 
-Two slots take turns, each with its checksum: a writer killed in the middle leaves the other one. Nothing is synced: an
-older state after a power failure only means that more events are looked up in the log before they are sent.
+Two slots take turns, each with its checksum: a writer killed in the middle leaves the other one. Only a process's first
+state is synced: an older one after a power failure means no more than that more events are looked up in the log before
+they are sent.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from anyloop.log.spool_segments import sync_directory
 
 _SLOT_BYTES = 128 * 1024  # offsets of some 8,000 partitions
 _HEAD = struct.Struct("<IIQ")  # bytes that follow, their CRC-32, sequence number
@@ -55,11 +58,15 @@ class StateFile:
         body = json.dumps([state.name, state.cursor, state.marks, state.time]).encode()
         if len(body) > _SLOT_BYTES - _HEAD.size:
             raise OSError(errno.EFBIG, f"the state of an outbox has room for {_SLOT_BYTES} bytes, not {len(body)}")
+        first = self._descriptor is None
         if self._descriptor is None:
             self._descriptor = self._create()
         self._sequence += 1
         head = _HEAD.pack(len(body), zlib.crc32(body), self._sequence)
         os.pwrite(self._descriptor, head + body, self._sequence % 2 * _SLOT_BYTES)
+        if first:  # so that a power failure leaves a state, however old
+            os.fsync(self._descriptor)
+            sync_directory(self._path.parent)
 
     def close(self) -> None:
         if self._descriptor is not None:

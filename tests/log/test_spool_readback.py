@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -180,6 +181,57 @@ def test_a_state_cut_short_leaves_the_one_before_it(tmp_path: Path) -> None:
     assert StateFile(tmp_path / "state").load().name == "2.segment"
     (tmp_path / "state").write_bytes(b"")
     assert StateFile(tmp_path / "state").load().name == ""
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_events_left_by_a_process_whose_state_is_lost_are_looked_up(
+    open_log: Callable[[], EventLog], tmp_path: Path, other: bool
+) -> None:
+    """As a power failure leaves it: the event on the disk and in the log, and no note that it was sent; at most one
+    of another topic."""
+
+    class Unanswered(SqliteLog):
+        def append_many(self, topic: str, events: Sequence[Event]) -> list[Position]:
+            super().append_many(topic, events)
+            answered.wait(30)
+            raise LogError("no answer", retriable=True)
+
+    answered = threading.Event()
+    open_log().close()
+    folder = tmp_path / "spool"
+    spool = SpooledWriter(lambda: Unanswered(tmp_path / "log.db"), folder).start()
+    spool.put(RESPONSES, event(0))
+    deadline = time.monotonic() + 10
+    while not stored(open_log):
+        assert time.monotonic() < deadline
+    answered.set()
+    spool.close()
+    (folder / "state").unlink()
+    if other:
+        file = StateFile(folder / "state")
+        file.save(DrainState(marks={FEEDBACK: {0: 0}}))
+        file.close()
+    with SpooledWriter(open_log, folder) as spool:
+        spool.put(RESPONSES, event(1))
+        assert spool.flush(10)
+    assert stored(open_log) == [0, 1]
+
+
+def test_the_first_state_of_a_process_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    original = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for _ in range(2):
+        file = StateFile(tmp_path / "state")
+        for number in range(3):
+            file.save(DrainState("1.segment", number))
+        file.close()
+    assert synced == [str(tmp_path / "state"), str(tmp_path)] * 2
 
 
 def test_the_cursor_of_the_last_release_is_honoured(open_log: Callable[[], EventLog], tmp_path: Path) -> None:
