@@ -38,6 +38,7 @@ class SpoolFolder:
         self._writer: SegmentWriter | None = None
         self._sync_lock = threading.Lock()  # taken before `changed`, never inside it
         self._unsaved = False
+        self._ends: dict[Path, int] = {}  # of segments that hold more than was accepted: where that begins
         self._cramped = False  # the disk has refused something: what is sent is given back at once
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_file = self._acquire()
@@ -124,11 +125,18 @@ class SpoolFolder:
             self._next_number += 1  # first: where a file of this number stays behind, another one is tried
             writer = SegmentWriter(self.path / f"{number:012d}{SUFFIX}")
             if old is not None:
-                with contextlib.suppress(OSError):  # those whose frames are not on the disk learn it in `sync`
-                    self._sync(old)
+                self._sync_last(old)
                 old.close()
             self._writer = writer
             self._segments.append(writer.path)
+
+    def _sync_last(self, writer: SegmentWriter) -> None:
+        """Before it is closed. Those whose frames are not on the disk then learn it in `sync`."""
+        if not (self._durable and writer.broken):  # else those who wait were refused, and a later sync changes nothing
+            with contextlib.suppress(OSError):
+                self._sync(writer)
+        if self._durable and writer.synced < writer.size:  # it could not even be cut
+            self._ends[writer.path] = writer.synced
 
     @staticmethod
     def _has_room(writer: SegmentWriter) -> bool:
@@ -153,7 +161,7 @@ class SpoolFolder:
             path = self._segments[0]
             with self.changed:
                 writer = self._writer if self._writer is not None and self._writer.path == path else None
-                end = None if writer is None else self._readable(writer)
+                end = self._ends.get(path) if writer is None else self._readable(writer)
             batch: list[Frame] = []
             begin = self.state.cursor
             try:
@@ -205,10 +213,12 @@ class SpoolFolder:
             self._unsaved = True
 
     def _may_retire(self, writer: SegmentWriter) -> bool:
+        if self._durable and writer.broken:
+            return writer.synced == self.state.cursor
         return self._cramped and 0 < writer.size == self.state.cursor
 
     def _retire(self, writer: SegmentWriter) -> bool:
-        """On a full disk the segment that is written is given back too, once all of it is sent."""
+        """On a full disk the segment that is written is given back too, once all of it is sent; a broken one anyway."""
         with self._sync_lock, self.changed:
             if not self._may_retire(writer):
                 return False
@@ -238,7 +248,7 @@ class SpoolFolder:
         with self.changed:
             if self._writer is not None and self._writer.path == self._segments[0]:
                 self._writer.broken = True  # set aside while it was written
-            self._segments.popleft()
+            self._ends.pop(self._segments.popleft(), None)
             self.state.cursor = 0
             self._count()
             self.changed.notify_all()
@@ -265,8 +275,9 @@ class SpoolFolder:
         """What is left stays on disk. The reader has ended before."""
         with self._sync_lock, self.changed:
             if self._writer is not None:
-                with contextlib.suppress(OSError):
-                    self._writer.sync()  # for those between their write and their sync
+                if self._durable and self._writer.broken:
+                    self._writer.cut(self._writer.synced)  # the next process does not know what was refused
+                self._sync_last(self._writer)  # for those between their write and their sync
                 self._writer.close()
                 self._writer = None
         self._file.close()

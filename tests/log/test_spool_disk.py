@@ -169,6 +169,46 @@ def test_what_could_not_be_synced_is_refused_and_never_sent(
     assert stored(open_log) == [0, 2]
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+def test_what_could_be_neither_synced_nor_cut_off_is_not_sent_either(
+    open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated: bool
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with SpooledWriter(open_log, tmp_path / "spool") as spool:
+        spool.put(RESPONSES, event(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            patch.setattr(os, "ftruncate", failing)
+            with pytest.raises(LogError, match="Input/output error"):
+                spool.put(RESPONSES, event(1))
+        if rotated:
+            spool.put(RESPONSES, event(2))
+        assert spool.flush(10)
+    with SpooledWriter(open_log, tmp_path / "spool") as spool:
+        assert spool.flush(10)
+    assert stored(open_log) == [0, *([2] if rotated else [])]
+
+
+def test_a_closed_outbox_leaves_nothing_that_was_refused(
+    open_log: Callable[[], EventLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with SpooledWriter(away, tmp_path / "spool") as spool:
+        spool.put(RESPONSES, event(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            patch.setattr(os, "ftruncate", failing)
+            with pytest.raises(LogError, match="Input/output error"):
+                spool.put(RESPONSES, event(1))
+    with SpooledWriter(open_log, tmp_path / "spool") as spool:
+        assert spool.flush(10)
+    assert stored(open_log) == [0]
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
