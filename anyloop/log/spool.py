@@ -157,9 +157,10 @@ class SpooledWriter:
         try:
             while not self._folder.closed:
                 try:
-                    if self._drain():
-                        continue
+                    drained = self._drain()
                     wait = _BACKOFF_SECONDS[0]
+                    if drained:
+                        continue
                     with self._changed:
                         self._changed.wait_for(lambda: self._folder.closed or self._folder.has_more())
                     time.sleep(_LINGER_SECONDS)

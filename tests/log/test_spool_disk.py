@@ -306,6 +306,29 @@ def test_waiting_for_the_log_costs_no_loop(open_log: Callable[[], EventLog], tmp
         assert time.process_time() - before[1] < 0.05
 
 
+def test_the_wait_after_a_failure_begins_anew_while_more_is_waiting(
+    tmp_path: Path, open_log: Callable[[], EventLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyloop.log.spool_folder._BATCH_EVENTS", 1)
+    monkeypatch.setattr("anyloop.log.spool_drain._SETTLE_SECONDS", 0.0)
+    tried: set[str] = set()
+
+    class FailsAtFirst(SqliteLog):
+        def append_many(self, topic: str, events):
+            if events[0].id not in tried:
+                tried.add(events[0].id)
+                raise LogError("not now", retriable=True)
+            return super().append_many(topic, events)
+
+    open_log().close()
+    spool = SpooledWriter(lambda: FailsAtFirst(tmp_path / "log.db"), tmp_path / "spool", fsync="never")
+    for number in range(8):
+        spool.put(RESPONSES, event(number))
+    with spool:
+        assert spool.flush(4)  # eight waits of 0.1 s; doubled each time they would be 7 s at least
+    assert stored(open_log) == list(range(8))
+
+
 def test_batches_are_large_when_much_is_waiting(tmp_path: Path, open_log: Callable[[], EventLog]) -> None:
     sizes = []
 
