@@ -18,6 +18,7 @@ class FaultPoint(StrEnum):
     POLLED = "polled"
     SET_ASIDE = "set_aside"  # a record has gone to the dead letters
     APPLIED = "applied"
+    LATE_SET_ASIDE = "late_set_aside"  # feedback beyond the join window has gone to the dead letters
     COMMITTED = "committed"
     # Round
     CLAIMED = "claimed"

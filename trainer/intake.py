@@ -16,6 +16,7 @@ from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
 from trainer.fault_points import FaultPoint, reached
 from trainer.join_store import JoinStore, Unjoined
+from trainer.letters import SentLetters
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Intake:
         self._at = store.positions()
         self._handled: dict[Place, int] = {}  # partitions held: up to where others have set poison aside
         self._told: dict[Place, int] = {}  # what the group knows of it
+        self._letters = SentLetters(event_log, GROUP)
         self._looked = 0.0
 
     def poll(self, timeout: float) -> tuple[int, int]:
@@ -82,11 +84,13 @@ class Intake:
         return total
 
     def dead_letter(self, one: Unjoined, reason: str) -> None:
-        """Feedback from the store to the dead letters; durable when it returns."""
+        """Feedback from the store to the dead letters, once; durable when it returns."""
+        if self._letters.sent(FEEDBACK, (one.partition, one.offset, one.event.feedback_id)):
+            return  # before a kill, or by another trainer that had the partition
         event, key = one.event, one.event.feedback.conversation_id or one.event.feedback.response_id
         said = datetime.fromtimestamp(event.created_unix_ms / 1000, UTC)
         letter = Event(event.feedback_id, "trainer", event.DESCRIPTOR.full_name, said, key, event.SerializeToString())
-        self._open().dead_letter(Record(FEEDBACK, one.partition, one.offset, said, letter), reason)
+        self._send_letter(Record(FEEDBACK, one.partition, one.offset, said, letter), reason)
 
     def close(self) -> None:
         """Idempotent."""
@@ -108,6 +112,7 @@ class Intake:
                 consumer.close()  # or it would hold its partitions for ever
                 raise
             self._consumer = consumer
+            self._handled = {}  # others may have had the partitions meanwhile
         return self._consumer
 
     def _ends(self) -> dict[Place, int]:
@@ -119,6 +124,8 @@ class Intake:
             if ends.get(place, at) < at:
                 log.error("%s/%d ends at %d, %d were read: the log was made anew, reading all", *place, ends[place], at)
                 self._at = dict.fromkeys(self._at, 0)
+                self._handled, self._told = {}, {}
+                self._letters = SentLetters(self._log, GROUP)
                 return
 
     def _positions(self) -> dict[Place, int]:
@@ -126,6 +133,8 @@ class Intake:
 
     def _note_held(self, consumer: Consumer) -> None:
         held = consumer.positions().keys()
+        if held - self._handled.keys():
+            self._letters.look_again()
         for topic in {topic for topic, _ in held - self._handled.keys()}:
             committed = self._log.committed(GROUP, topic)
             found = {place: committed.get(place[1], 0) for place in held - self._handled.keys() if place[0] == topic}
@@ -243,9 +252,15 @@ class Intake:
         place = record.topic, record.partition
         if record.offset < self._handled.get(place, 0):
             return  # by whoever held the partition before, or by a state that is lost
+        if self._letters.sent(record.topic, (record.partition, record.offset, record.event.id)):
+            return  # before a kill, or before what came with it could not be applied
         log.error("%s/%d@%d goes to the dead letters: %s", *place, record.offset, reason)
-        self._open().dead_letter(record, reason)
+        self._send_letter(record, reason)
         reached(FaultPoint.SET_ASIDE)
+
+    def _send_letter(self, record: Record, reason: str) -> None:
+        self._open().dead_letter(record, reason)
+        self._letters.add(record.topic, (record.partition, record.offset, record.event.id))
 
 
 def fault_of(message: events_pb2.ResponseEvent | events_pb2.FeedbackEvent) -> str:

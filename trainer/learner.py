@@ -179,6 +179,8 @@ class Learner:
                     hours = f"{settings.join_window_h:g} hours"
                     words = f"came more than {hours} after" if one.late else f"found within {hours} no trace of"
                     self._intake.dead_letter(one, f"{reason} feedback: it {words} its response")
+                    reached(FaultPoint.LATE_SET_ASIDE)
+                    self._store.leave_out([one.event.feedback_id])
                 metrics.TRAINER_LEFT_OUT.labels(reason).inc()
             self._store.leave_out(one.event.feedback_id for one in overdue)
             log.warning("%d pieces of feedback beyond the join window are left out", len(overdue))

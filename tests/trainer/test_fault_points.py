@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,7 +24,8 @@ from trainer.fault_points import VARIABLE, FaultPoint, arm
 
 OF_THE_GATE = [FaultPoint.GATE_EVALUATED, FaultPoint.GATE_RECORDED, FaultPoint.GATE_ANNOUNCED]
 OF_PPO = [FaultPoint.ROLLOUTS_STAGED]
-OF_THE_LEARNER = [point for point in FaultPoint if point not in (*OF_THE_GATE, *OF_PPO)]
+OF_LATE_FEEDBACK = [FaultPoint.LATE_SET_ASIDE]
+OF_THE_LEARNER = [point for point in FaultPoint if point not in (*OF_THE_GATE, *OF_PPO, *OF_LATE_FEEDBACK)]
 
 Learned = dict[str, list[tuple[list[str], str, Any]]]
 Undisturbed = Callable[..., Learned]
@@ -104,15 +105,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, sequ
     return find_out
 
 
-def check_once(loop: Loop) -> None:
-    """Every piece of feedback stands in one version of each lineage, and every candidate was announced and decided."""
+def check_once(loop: Loop, letters: Sequence[str] = ("poison",)) -> None:
+    """Every piece of feedback stands in one version of each lineage, and every candidate was announced and decided;
+    what could not be used stands in the dead letters, once."""
     for lineage, versions in learned(loop).items():
         ids = sorted(name for names, _, _ in versions for name in names)
         assert ids == sorted(f"f{number}" for number in range(loop.sent)), lineage
     said = states(loop.log, "policy")
     candidates = [version for version in loop.registry.versions("policy") if version != BASE]
     assert [version for version in candidates if (version, "CANDIDATE") not in said] == []
-    assert {record.event.id for record in loop.log.read(dlq(FEEDBACK))} == {"poison"}
+    assert sorted(record.event.id for record in loop.log.read(dlq(FEEDBACK))) == list(letters)
 
 
 TWO_ROUNDS = {"max_feedback": 5}
@@ -134,8 +136,21 @@ def test_a_learner_killed_at(fault: str, loop: Loop, undisturbed: Undisturbed) -
     with gate_beside(loop):
         assert died(start_learner(environment(loop, **TWO_ROUNDS), fault)), "the point was not reached"
         assert not died(start_learner(environment(loop, **TWO_ROUNDS)))
-    check_once(loop)
+    check_once(loop, ["poison"] * (2 if fault == "set_aside:2" else 1))
     assert learned(loop) == undisturbed(**TWO_ROUNDS)
+
+
+@pytest.mark.parametrize("fault", [f"{point}:{time}" for point in OF_LATE_FEEDBACK for time in (1, 2)])
+def test_a_learner_killed_while_it_sets_late_feedback_aside_at(fault: str, loop: Loop) -> None:
+    said = {"late_feedback": "dead_letter", "join_window_h": 1}
+    loop.say(2)
+    for number in range(3):
+        late = feedback(f"late{number}", "r0", critique="no", created=10**8)
+        loop.log.append(FEEDBACK, Event.wrap(late, key="r0", source="test", id=late.feedback_id))
+    with gate_beside(loop):
+        assert died(start_learner(environment(loop, **said), fault)), "the point was not reached"
+        assert not died(start_learner(environment(loop, **said)))
+    check_once(loop, ["late0", "late1", "late2"])
 
 
 @pytest.mark.e2e
@@ -171,7 +186,7 @@ def test_a_gate_killed_at(point: FaultPoint, loop: Loop, undisturbed: Undisturbe
 
 def test_every_point_is_in_one_of_the_lists_above() -> None:
     tried = {case.values[0].split(":")[0] for case in CASES}
-    assert {*tried, *OF_PPO, *OF_THE_GATE} == set(FaultPoint)
+    assert {*tried, *OF_PPO, *OF_LATE_FEEDBACK, *OF_THE_GATE} == set(FaultPoint)
 
 
 def test_a_name_that_is_no_fault_point_is_refused() -> None:

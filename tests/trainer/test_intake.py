@@ -12,8 +12,11 @@ from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, LogError, UnknownT
 from anyloop.log.sqlite_log import SqliteLog
 from protos.anyloop.v1 import events_pb2, policy_pb2
 from tests.trainer.events import feedback, response
+from trainer.config import TrainerSettings
 from trainer.intake import GROUP, Intake, fault_of
 from trainer.join_store import JoinStore
+from trainer.journal import Journal
+from trainer.learner import Learner
 
 SESSION_S = 4.0
 
@@ -37,8 +40,10 @@ class Homes:
     def __init__(self, root: Path, stack: ExitStack) -> None:
         self._root, self._stack = root, stack
 
-    def start(self, name: str, log: EventLog, **more: object) -> tuple[Intake, JoinStore]:
-        store = JoinStore(self._root / name / "state.db")
+    def start(
+        self, name: str, log: EventLog, late_after_s: float | None = None, **more: object
+    ) -> tuple[Intake, JoinStore]:
+        store = JoinStore(self._root / name / "state.db", late_after_s)
         intake = Intake(log, store, **more)  # type: ignore[arg-type]
         self._stack.callback(store.close)
         self._stack.callback(intake.close)
@@ -274,6 +279,84 @@ def test_poison_is_set_aside_once_even_by_a_state_that_starts_anew(log: SqliteLo
     assert "are not a anyloop.v1.FeedbackEvent" in reasons["undecodable"]
     assert reasons["nameless"] == "feedback without an id"
     assert "does not belong on" in reasons["wrong topic"]
+
+
+def poison(log: EventLog, count: int) -> list[str]:
+    good = Event.wrap(feedback("f", "r"), key="k", source="test")
+    for number in range(count):
+        log.append(FEEDBACK, Event(f"bad{number}", "test", good.type, good.time, "k", b"\xff\xff\xff"))
+    return [f"bad{number}" for number in range(count)]
+
+
+def letters(log: EventLog) -> list[str]:
+    return sorted(record.event.id for record in log.read(dlq(FEEDBACK)))
+
+
+def test_poison_is_set_aside_once_however_often_what_came_with_it_cannot_be_applied(
+    log: SqliteLog, homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = poison(log, 2)
+    intake, store = homes.start("one", log)
+    with monkeypatch.context() as full:
+        full.setattr(JoinStore, "apply", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+        for _ in range(6):
+            with pytest.raises(OSError, match="No space"):
+                intake.drain(0.05)
+            intake.close()  # so that it reads from its state again
+    intake.drain(0.05)
+    assert letters(log) == names
+    assert store.positions()[FEEDBACK, next(log.read(FEEDBACK)).partition] == 2
+
+
+def late_ones(log: EventLog, count: int) -> list[str]:
+    """Feedback said long after its response; all in one partition."""
+    log.append(RESPONSES, Event.wrap(response("r"), key="r", source="test", id="r"))
+    for number in range(count):
+        said = feedback(f"late{number}", "r", created=10**9)
+        log.append(FEEDBACK, Event.wrap(said, key="r", source="test", id=said.feedback_id))
+    return [f"late{number}" for number in range(count)]
+
+
+def set_aside(intake: Intake, store: JoinStore, tmp_path: Path) -> None:
+    """What the learner does about late feedback."""
+    settings = TrainerSettings(late_feedback="dead_letter", join_window_h=1)
+    journal = Journal(tmp_path / "rounds.jsonl")
+    Learner(intake, store, None, None, journal, settings)._see_to_late_ones()  # type: ignore[arg-type]
+
+
+def test_late_feedback_is_set_aside_once_although_the_log_goes_away_and_another_trainer_takes_over(
+    log: SqliteLog, homes: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = late_ones(log, 6)
+    first, first_store = homes.start("first", log, late_after_s=3600.0)
+    first.drain(0.05)
+    calls = 0
+    real = SqliteLog.append
+
+    def flaky(self: SqliteLog, topic: str, event: Event) -> object:
+        nonlocal calls
+        calls += 1
+        if calls % 4 == 0:
+            raise LogError("broker away", retriable=True)
+        return real(self, topic, event)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SqliteLog, "append", flaky)
+        with pytest.raises(LogError):
+            set_aside(first, first_store, tmp_path)
+    assert letters(log) == names[:3]
+    left = first_store.overdue(0.0)
+    assert [one.event.feedback_id for one in left] == names[3:]  # each that has gone is remembered at once
+    first.close()
+    second, second_store = homes.start("second", log, late_after_s=3600.0)
+    second.drain(0.05)
+    set_aside(second, second_store, tmp_path)
+    assert letters(log) == names
+    assert second_store.overdue(0.0) == []
+    second.close()
+    first.drain(0.05)
+    set_aside(first, first_store, tmp_path)  # the second had the partition meanwhile
+    assert letters(log) == names
 
 
 @pytest.mark.parametrize(
