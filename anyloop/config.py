@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     unlogged_responses: Literal["serve", "refuse"] = Field(
         "serve", description="Answers whose record the outbox cannot take: serve and count them, or refuse requests"
     )
+    follow_responses: bool = Field(
+        True,
+        description="Each gateway reads all responses, so that it knows those of others. False spares that: `early` "
+        "tells only of this gateway's own answers, and feedback on a response id that a client chose, or whose "
+        "conversation has a name of over 86 characters, must give conversation_id",
+    )
 
     # Model host
     host: Literal["triton", "inprocess"] = Field("triton", description="Where the models run")

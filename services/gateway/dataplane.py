@@ -18,7 +18,7 @@ from anyloop.media.store import MediaStore
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
 from services.gateway.feedback import FeedbackDesk
-from services.gateway.follower import ResponseFollower
+from services.gateway.follower import ResponseFollower, log_identity
 from services.gateway.keys import Caller, KeyRing, Role
 from services.gateway.ledger import Ledger, LedgerError
 from services.gateway.log_status import LogStatus
@@ -46,6 +46,8 @@ class DataPlane:
         self.media = MediaDesk(store, settings)
         self.ledger = Ledger(settings.home / "gateway" / "ledger.db")
         self.feedback = FeedbackDesk(outbox, self.ledger, self.media)
+        if self.ledger.belong_to(log_identity(settings.effective_log_url)):
+            logger.warning("the event log is another one than before: its responses are read anew")
         self._follower = ResponseFollower(log, self.ledger)
         self._log_status = LogStatus(log)
         self._policy_channel = open_channel(settings.policy_target, _LARGEST_ANSWER)
@@ -59,7 +61,8 @@ class DataPlane:
         self.draining = False
 
     def start(self) -> None:
-        self._follower.start()
+        if self.settings.follow_responses:
+            self._follower.start()
 
     async def close(self) -> None:
         await asyncio.to_thread(self._follower.close)

@@ -13,6 +13,7 @@ from pathlib import Path
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS log (identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS taken (
   feedback_id TEXT PRIMARY KEY, principal TEXT NOT NULL, body TEXT NOT NULL, early INTEGER NOT NULL, event BLOB NOT NULL
 );
@@ -88,6 +89,26 @@ class Ledger:
                 if self._db.in_transaction:  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    def belong_to(self, identity: str) -> bool:
+        """Positions mean nothing in another log: where they were noted for another one they are forgotten, and this
+        returns True. Positions of an earlier release, which noted no log, are taken to be of this one."""
+        with self._errors():
+            row = self._db.execute("SELECT identity FROM log").fetchone()
+            if row is not None and row[0] == identity:
+                return False
+            self._db.execute("BEGIN")
+            try:
+                if row is not None:
+                    self._db.execute("DELETE FROM positions")
+                self._db.execute("DELETE FROM log")
+                self._db.execute("INSERT INTO log VALUES (?)", (identity,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            return row is not None
 
     def positions(self) -> dict[int, int]:
         """Per partition of the responses topic, the next offset to read."""

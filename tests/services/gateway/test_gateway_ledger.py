@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from anyloop.log import RESPONSES, Event, EventLog, open_log
+from anyloop.log.sqlite_log import SqliteLog
 from protos.anyloop.v1 import events_pb2
 from services.gateway import ledger as ledger_module
-from services.gateway.follower import ResponseFollower
+from services.gateway.follower import ResponseFollower, log_identity
 from services.gateway.ledger import Ledger, TakenFeedback
 
 
@@ -72,3 +73,72 @@ def test_the_oldest_rows_go_when_the_ledger_is_full(ledger: Ledger, monkeypatch:
     for number in range(5):
         ledger.add_responses([(f"r{number}", "c")])
     assert [ledger.conversation_of(f"r{number}") for number in range(5)] == [None, None, "c", "c", "c"]
+
+
+def test_a_new_ledger_begins_a_week_back(tmp_path: Path, ledger: Ledger) -> None:
+    with SqliteLog(tmp_path / "old.db") as log:
+        log.ensure_topics()
+        for number in range(20):
+            answered(log, number)
+        log._writer.execute("UPDATE records SET time = time - 8 * 86400 * 1000000")
+        for number in range(20, 23):
+            answered(log, number)
+        assert ResponseFollower(log, ledger).catch_up() == 3
+        assert [ledger.conversation_of(f"r{number}") for number in (19, 20, 22)] == [None, "c20", "c22"]
+        assert sum(ledger.positions().values()) == 23
+        answered(log, 23)
+        assert ResponseFollower(log, ledger).catch_up() == 1
+
+
+def test_a_log_that_was_made_anew_is_read_anew(
+    tmp_path: Path, log: EventLog, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(40):
+        answered(log, number)
+    ResponseFollower(log, ledger).catch_up()
+    with SqliteLog(tmp_path / "new.db") as new:
+        new.ensure_topics()
+        for number in range(100, 104):
+            answered(new, number)
+        assert ResponseFollower(new, ledger).catch_up() == 4
+    assert [ledger.conversation_of(f"r{number}") for number in range(100, 104)] == ["c100", "c101", "c102", "c103"]
+    assert "this is another log" in caplog.text
+
+
+def test_positions_belong_to_one_log(tmp_path: Path) -> None:
+    opened = Ledger(tmp_path / "ledger.db")
+    opened.add_responses([("r1", "c1")], {0: 7, 1: 9})
+    assert opened.belong_to("kafka a:9092 ") is False  # of the release before, which noted no log
+    assert opened.positions() == {0: 7, 1: 9}
+    opened.close()
+    again = Ledger(tmp_path / "ledger.db")
+    assert again.belong_to("kafka a:9092 ") is False
+    assert again.positions() == {0: 7, 1: 9}
+    assert again.belong_to("kafka a:9092 loop.") is True
+    assert again.positions() == {}
+    assert again.conversation_of("r1") == "c1"
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("kafka://b:9092,a:9092/loop.", "kafka://a,b/loop./"),
+        ("sqlite:///var/lib/log.db", "sqlite:///var/lib/../lib/log.db"),
+    ],
+)
+def test_one_log_has_one_identity(url: str, same: str) -> None:
+    assert log_identity(url) == log_identity(same)
+
+
+@pytest.mark.parametrize(
+    ("url", "other"),
+    [
+        ("kafka://a/loop.", "kafka://a/"),
+        ("kafka://a/loop.", "kafka://b/loop."),
+        ("sqlite:///a.db", "sqlite:///b.db"),
+        ("sqlite:///a", "kafka://a"),
+    ],
+)
+def test_two_logs_have_two_identities(url: str, other: str) -> None:
+    assert log_identity(url) != log_identity(other)
