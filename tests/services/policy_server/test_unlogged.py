@@ -158,7 +158,7 @@ async def test_an_answer_too_large_for_the_log_is_not_to_be_asked_again() -> Non
     disk.largest = 10
     recorder = Recorder(disk, "tests", "refuse")  # type: ignore[arg-type]
     long = events_pb2.ResponseEvent(response_id="x" * 100)
-    with pytest.raises(RpcError, match="too large for the log .*: shorten the conversation") as caught:
+    with pytest.raises(RpcError, match=r"too large for the log .*: shorten the conversation") as caught:
         await recorder.record(RESPONSES, long, "k", "1")
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
     recorder.close()
