@@ -63,6 +63,8 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         self._seeks: dict[TopicPartition, int] = {}
         self._waited_for: float | None = None  # since when the group waits for this member to join again
         self._silent: float | None = None  # since when no coordinator answers
+        self._active = time.monotonic()  # when the user last polled or committed
+        self._stuck = False  # the user has not for max_poll_interval_s, and others may have the partitions
         self._closing = threading.Event()
         config = settings.consumer() | {
             "group_id": cluster.name(group),
@@ -92,6 +94,7 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         while True:
             with self._lock:
                 self._check()
+                self._note_activity()
                 left = max(0.0, deadline - time.monotonic())
                 records = self._poll(max_records, min(left, _SLICE_SECONDS))
             if records or time.monotonic() >= deadline:
@@ -171,6 +174,7 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
         deadline = time.monotonic() + self._settings.timeout_s
         with self._lock:
             self._check()
+            self._note_activity()
             chosen = dict(self._delivered if offsets is None else offsets)
             if any(offset < 0 for offset in chosen.values()):
                 raise ValueError("an offset is 0 or more")
@@ -239,7 +243,9 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
             try:
                 if self._closing.is_set():
                     return
-                if self._membership.settled or self._holds_back(late=False):
+                if time.monotonic() - self._active > self._settings.max_poll_interval_s:
+                    self._leave_to_others()
+                elif self._membership.settled or self._holds_back(late=False):
                     self._membership.stay()
                 else:
                     self._advance(_STEP_SECONDS)
@@ -248,6 +254,23 @@ class KafkaGroupConsumer(Consumer, ConsumerRebalanceListener):
                 logger.debug("%s: %s", self._where, error)
             finally:
                 self._lock.release()
+
+    def _note_activity(self) -> None:
+        self._active = time.monotonic()
+        self._stuck = False
+
+    def _leave_to_others(self) -> None:
+        """Its user hangs, so that a heart that beats means nothing. The next `poll` joins again."""
+        if not self._stuck:
+            self._stuck = True
+            logger.warning(
+                "%s: no poll and no commit for %g seconds (ANYLOOP_KAFKA_MAX_POLL_INTERVAL_S): its partitions go to "
+                "others until the next poll",
+                self._where,
+                self._settings.max_poll_interval_s,
+            )
+            self._lost |= {self._ours(tp) for tp in self._owned()}
+            self._membership.leave()
 
     def _advance(self, seconds: float) -> None:
         with log_errors(self._where):

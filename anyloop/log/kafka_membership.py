@@ -10,6 +10,8 @@ from typing import Any
 
 from kafka import KafkaConsumer
 
+_LEAVE_MS = 1000
+
 
 class Membership:
     def __init__(self, consumer: KafkaConsumer) -> None:
@@ -51,6 +53,10 @@ class Membership:
     def stay(self) -> None:
         """Tells the heartbeats that the user of this member is alive, however long the work takes."""
         self._coordinator.poll_heartbeat()
+
+    def leave(self) -> None:
+        """As after a `close`, but a later `advance` joins again."""
+        self._coordinator.maybe_leave_group(timeout_ms=_LEAVE_MS)
 
     def revive(self) -> None:
         """Begins the heartbeats again after one of them has failed; kafka-python would go on without any."""

@@ -134,6 +134,51 @@ class TestWhileItsUserWorks:
         assert sorted(seen) == sorted(f"e{number}" for number in range(400))
 
 
+class TestHung:
+    """A user that neither polls nor commits, in a process whose heart beats."""
+
+    @pytest.fixture
+    def impatient(self, kafka_url: str) -> Iterator[KafkaLog]:
+        settings = KafkaSettings(session_timeout_s=SESSION, max_poll_interval_s=2 * SESSION)
+        with KafkaLog(KafkaAddress.from_url(kafka_url), settings) as opened:
+            opened.ensure_topics([TopicSpec(RESPONSES)])
+            yield opened
+
+    def test_its_partitions_go_to_others_after_the_interval_and_come_back(
+        self, impatient: KafkaLog, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        append(impatient, *range(20))
+        with impatient.consumer("g", [RESPONSES]) as hung, impatient.consumer("g", [RESPONSES]) as other:
+            records: list[Record] = []
+            while len(records) < 20 or len(holds(hung)) != 2:
+                records += hung.poll(timeout=0.05)
+                hung.commit()
+                records += other.poll(timeout=0.05)
+                other.commit()
+            append(impatient, *range(20, 40))
+            uncommitted = drain(hung, 1)
+            began = time.monotonic()
+            got = drain(other, 20)
+            assert 2 * SESSION * 0.7 < time.monotonic() - began < 3 * SESSION
+            assert ids(uncommitted)[0] in ids(got)
+            with pytest.raises(CommitFailed):
+                hung.commit()
+            other.commit()
+            until(lambda: hung.poll(timeout=0.05) == other.poll(timeout=0.05) == [] and len(holds(hung)) == 2)
+            assert impatient.lag("g", [RESPONSES]) == 0
+        assert caplog.text.count("ANYLOOP_KAFKA_MAX_POLL_INTERVAL_S") == 1
+
+    def test_commits_between_polls_are_signs_of_life(self, impatient: KafkaLog) -> None:
+        append(impatient, *range(20))
+        with impatient.consumer("g", [RESPONSES]) as busy:
+            records = drain(busy, 20)
+            for record in records[:7]:
+                time.sleep(SESSION / 2)
+                busy.commit({(record.topic, record.partition): record.offset + 1})
+            busy.commit()
+        assert impatient.lag("g", [RESPONSES]) == 0
+
+
 class TestExpelled:
     """By the brokers: its heartbeats did not come through for the session timeout."""
 
