@@ -69,6 +69,9 @@ class KafkaLog(EventLog):
             begin = {(topic, part): end for topic in widths for part, end in self.end_offsets(topic).items()}
         consumer = KafkaGroupConsumer(self, self._cluster, self._address, self._settings, group, widths, begin)
         self._consumers.add(consumer)
+        if self._closed:  # while it was made: `close` may have missed it
+            consumer.close()
+            raise LogError(f"{self._cluster.where}: this log is closed")
         return consumer
 
     def read(

@@ -131,7 +131,12 @@ class KafkaCluster:
             if self._client is None:
                 left_ms = max(1, round((deadline - time.monotonic()) * 1000))
                 config = self._settings.client() | {"bootstrap_timeout_ms": left_ms}
-                self._client = connect(KafkaAdminClient, self._address, self._settings, config)
+                client = self._client = connect(KafkaAdminClient, self._address, self._settings, config)
+                if self._closed:  # while it was made: `close` may have missed it
+                    self._client = None
+                    with contextlib.suppress(Exception):
+                        client.close()
+                    raise LogError(f"{self.where}: this log is closed")
             return self._client
         finally:
             self._lock.release()

@@ -162,12 +162,23 @@ class KafkaAppender:
                 raise LogError(f"{self._where}: this log is closed")
             if self._producer is None:
                 try:
-                    self._producer = self._new_producer(deadline)
+                    self._install(self._new_producer(deadline))
                 except (kafka.KafkaError, OSError, RuntimeError) as error:
                     raise translate(error, doing) from error
-            return self._producer
+            producer = self._producer
+            if producer is None:  # closed, or replaced by another thread that has used it meanwhile
+                raise LogError(f"{doing}: the connection was given up", retriable=True)
+            return producer
         finally:
             self._connecting.release()
+
+    def _install(self, producer: KafkaProducer) -> None:
+        with self._lock:
+            if not self._closed:
+                self._producer = producer
+                return
+        _end(producer)
+        raise LogError(f"{self._where}: this log is closed")
 
     def _new_producer(self, deadline: float) -> KafkaProducer:
         left_ms = max(1, round((deadline - time.monotonic()) * 1000))

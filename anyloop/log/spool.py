@@ -34,7 +34,7 @@ Fsync = Literal["always", "interval", "never"]
 _BACKOFF_SECONDS = (0.1, 5.0)  # first and longest wait after a failed append
 _LINGER_SECONDS = 0.01  # for company, and so that the thread that has just put goes on first
 _SAY_SECONDS = 60.0  # between two log lines on the same trouble
-_CLOSE_SECONDS = 2.0  # how long `close` waits for an append under way before it closes the log under it
+_CLOSE_SECONDS = 2.0  # how long `close` waits for an append under way before it closes the log under it, and after it
 _REFUSED_SECONDS = 1.0  # how long a disk that refused an event is expected to refuse the next
 
 
@@ -139,7 +139,10 @@ class SpooledWriter:
             self._drainer.join(_CLOSE_SECONDS)
             if self._drainer.is_alive() and self._log is not None:
                 self._log.close()  # ends the append under way; the next process looks up what became of it
-            self._drainer.join()
+            if self._drainer.is_alive():
+                self._drainer.join(
+                    _CLOSE_SECONDS
+                )  # one that still tries to connect ends by itself, and changes nothing
             metrics.LOG_SPOOL_OLDEST.set_function(lambda: 0.0)
         self._folder.close()
 
@@ -191,6 +194,8 @@ class SpooledWriter:
             return False
         if self._log is None:
             self._log = self._log_factory()
+            if self._folder.closed:  # while it was opened: `close` may have missed it
+                return False
         self._sender.send(self._log, batch[0][1], [event for _, _, event in batch])
         self._folder.advance(batch[-1][0])
         if self.log_trouble is not None:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import struct
+import threading
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -35,8 +36,12 @@ class DrainState:
 
 
 class StateFile:
+    """After `close`, which any thread may call, `save` does nothing: the file may be another process's."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()  # guards what follows
+        self._closed = False
         self._descriptor: int | None = None
         self._sequence = 0
 
@@ -58,6 +63,11 @@ class StateFile:
         body = json.dumps([state.name, state.cursor, state.marks, state.time]).encode()
         if len(body) > _SLOT_BYTES - _HEAD.size:
             raise OSError(errno.EFBIG, f"the state of an outbox has room for {_SLOT_BYTES} bytes, not {len(body)}")
+        with self._lock:
+            if not self._closed:
+                self._write(body)
+
+    def _write(self, body: bytes) -> None:
         first = self._descriptor is None
         if self._descriptor is None:
             self._descriptor = self._create()
@@ -69,9 +79,11 @@ class StateFile:
             sync_directory(self._path.parent)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with self._lock:
+            self._closed = True
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def _create(self) -> int:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)

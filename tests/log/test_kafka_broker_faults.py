@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -13,6 +14,7 @@ from anyloop.cli.kafka.broker import LocalBroker, free_port
 from anyloop.log import RESPONSES, Consumer, Event, LogError, Position, TopicSpec, kafka_producer
 from anyloop.log.kafka import KafkaLog
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
+from anyloop.log.spool import SpooledWriter
 from protos.anyloop.v1 import events_pb2
 
 _prefixes = (f"faults{number}." for number in itertools.count())
@@ -204,6 +206,57 @@ def test_closing_with_events_in_doubt_is_quick_and_leaves_no_thread(broker: Loca
     log.close()
     assert time.monotonic() - before < 5.0
     assert not [thread for thread in threading.enumerate() if "network-thread" in thread.name]
+
+
+@pytest.mark.parametrize("operation", ["end_offsets", "append"])
+def test_closing_while_a_connection_is_made_is_quick_and_leaves_no_connection(
+    broker: LocalBroker, log: KafkaLog, operation: str
+) -> None:
+    slow = KafkaLog(log._address, KafkaSettings(timeout_s=20.0))
+    if operation == "append":
+        slow.end_offsets(RESPONSES)  # connected, but for the producer
+    errors: list[BaseException] = []
+
+    def operate() -> None:
+        try:
+            OPERATIONS[operation](slow)
+        except LogError as error:
+            errors.append(error)
+
+    pause(broker)
+    before = set(threading.enumerate())
+    thread = threading.Thread(target=operate)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    began = time.monotonic()
+    slow.close()
+    assert time.monotonic() - began < 3.0
+    broker.resume()
+    thread.join(20)
+    assert [str(error) for error in errors] == [f"kafka {broker.address}: this log is closed"]
+    assert not [one.name for one in set(threading.enumerate()) - before if one.is_alive()]
+    assert slow._cluster._client is None
+    assert slow._appender._producer is None
+
+
+def test_an_outbox_before_a_mute_broker_closes_in_time(broker: LocalBroker, log: KafkaLog, tmp_path: Path) -> None:
+    def slow() -> KafkaLog:
+        return KafkaLog(log._address, KafkaSettings(timeout_s=20.0))
+
+    pause(broker)
+    spool = SpooledWriter(slow, tmp_path / "spool").start()
+    spool.put(RESPONSES, event("e"))
+    time.sleep(0.5)
+    began = time.monotonic()
+    spool.close()
+    assert time.monotonic() - began < 6.0
+    broker.resume()
+    spool._drainer.join(20)
+    assert not spool._drainer.is_alive()
+    with SpooledWriter(slow, tmp_path / "spool") as spool:
+        assert spool.flush(20)
+    assert [record.event.id for record in log.read(RESPONSES)] == ["e"]
 
 
 def test_a_consumer_goes_on_after_the_broker_was_killed(broker: LocalBroker, log: KafkaLog) -> None:

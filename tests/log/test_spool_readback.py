@@ -249,6 +249,45 @@ def test_the_cursor_of_the_last_release_is_honoured(open_log: Callable[[], Event
     assert stored(open_log) == [1]
 
 
+def test_closing_does_not_wait_for_a_log_that_is_still_opened_and_that_log_is_closed(tmp_path: Path) -> None:
+    opening, opened, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Late(SqliteLog):
+        def append_many(self, topic: str, events: Sequence[Event]) -> list[Position]:
+            raise AssertionError("the outbox is another's by now")
+
+        def close(self) -> None:
+            closed.set()
+            super().close()
+
+    def open_late() -> EventLog:
+        opening.set()
+        opened.wait(30)
+        return Late(tmp_path / "log.db")
+
+    spool = SpooledWriter(open_late, tmp_path / "spool").start()
+    spool.put(RESPONSES, event(0))
+    assert opening.wait(10)
+    began = time.monotonic()
+    spool.close()
+    assert time.monotonic() - began < 6
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "spool").iterdir())
+    opened.set()
+    assert closed.wait(10)
+    spool._drainer.join(10)
+    assert not spool._drainer.is_alive()
+    assert spool.failure is None
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "spool").iterdir()) == before
+
+
+def test_a_state_that_is_closed_is_not_written_any_more(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state")
+    file.save(DrainState("1.segment", 1))
+    file.close()
+    file.save(DrainState("1.segment", 2))
+    assert StateFile(tmp_path / "state").load().cursor == 1
+
+
 def test_closing_does_not_wait_for_a_log_that_hangs(open_log: Callable[[], EventLog], tmp_path: Path) -> None:
     closed = threading.Event()
 
