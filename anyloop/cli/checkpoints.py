@@ -1,6 +1,7 @@
 """`anyloop checkpoints`: versions of the weights, and which one serves."""
 
 import time
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -246,13 +247,12 @@ def _registry() -> "Registry":
     return Registry(Settings().effective_registry_dir)
 
 
-def _log(settings: Settings) -> "EventLog":
+def _log(settings: Settings) -> AbstractContextManager["EventLog"]:
+    """To look, and to announce: that needs topics, which a log that is not there has not got either."""
+    from anyloop.cli.looking import opened_to_look
     from anyloop.cli.runfile import log_url
-    from anyloop.log import open_log
 
-    url = log_url(settings)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    return open_log(url)
+    return opened_to_look(log_url(settings))
 
 
 def _announced(log: "EventLog") -> list[Any]:

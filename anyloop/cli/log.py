@@ -25,12 +25,13 @@ def read(
     as_json: JsonFlag = False,
 ) -> None:
     """List the records of a topic, from any point, without moving a consumer group (--json: one document per line)."""
+    from anyloop.cli.looking import opened_to_look
     from anyloop.cli.records import point_in_time, print_record, topic_name
     from anyloop.cli.runfile import log_url
-    from anyloop.log import UnknownTopic, open_log
+    from anyloop.log import UnknownTopic
 
     start = point_in_time(since) if since else None
-    with open_log(log_url(Settings())) as log:
+    with opened_to_look(log_url(Settings())) as log:
         try:
             for record in log.read(topic_name(topic), partition=partition, offset=offset, since=start, limit=limit):
                 print_record(record, as_json=as_json)
@@ -50,12 +51,13 @@ def tail(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the newest records, then new ones as they arrive, until Ctrl-C (with --json one document per line)."""
+    from anyloop.cli.looking import opened_to_look
     from anyloop.cli.records import SHORT_NAMES, print_record, topic_name
     from anyloop.cli.runfile import log_url
-    from anyloop.log import UnknownTopic, open_log
+    from anyloop.log import UnknownTopic
 
     names = [topic_name(name) for name in topic] if topic else list(SHORT_NAMES.values())
-    with open_log(log_url(Settings())) as log:
+    with opened_to_look(log_url(Settings())) as log:
         try:
             ends = {name: log.end_offsets(name) for name in names}
         except UnknownTopic as error:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+
+from anyloop.cli.looking import missing_log
 
 if TYPE_CHECKING:
     from anyloop.log import EventLog
@@ -14,7 +15,8 @@ _PATIENCE_S = 2.0  # with the brokers away; a status must come all the same
 
 @dataclass
 class LogState:
-    """`error` says why the rest is empty. `lag` is how many events of a topic the trainer has yet to read."""
+    """`error` says why the rest is empty. `lag` is how many events of a topic the trainer has yet to read;
+    `dead_letters` are those that nobody has put back yet."""
 
     url: str
     error: str = ""
@@ -25,22 +27,23 @@ class LogState:
 
 def log_state(url: str) -> LogState:
     """Never raises for a log that is away, refuses, or does not exist."""
+    from anyloop.cli.replay.letters import GROUP as LETTERS_GROUP
     from anyloop.log import FEEDBACK, RESPONSES, TOPICS, LogError, UnknownTopic
 
     state = LogState(url)
-    path = Path(unquote(urlsplit(url).path)) if url.startswith("sqlite:") else None
-    if path is not None and not path.exists():
+    if (path := missing_log(url)) is not None:
         state.error = f"{path} does not exist yet"
         return state
     try:
         with _opened(url) as log:
             for spec in TOPICS:
                 try:
-                    count = sum(log.end_offsets(spec.name).values())
+                    if spec.name.endswith(".dlq"):
+                        state.dead_letters[spec.name] = log.lag(LETTERS_GROUP, [spec.name])
+                        continue
+                    state.events[spec.name] = sum(log.end_offsets(spec.name).values())
                 except UnknownTopic:
                     continue
-                letters = spec.name.endswith(".dlq")
-                (state.dead_letters if letters else state.events)[spec.name] = count
                 if spec.name in (RESPONSES, FEEDBACK):
                     state.lag[spec.name] = log.lag(TRAINER_GROUP, [spec.name])
             if not state.events:

@@ -1,12 +1,9 @@
 """`anyloop topics`: the explicit admin step that makes the topics what the settings say, and their state."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.table import Table
@@ -29,28 +26,47 @@ def list_topics(
     as_json: JsonFlag = False,
 ) -> None:
     """Every topic with its events, partition by partition, and the lag of consumer groups."""
+    from anyloop.cli.looking import opened_to_look
     from anyloop.cli.runfile import log_url
-    from anyloop.log import TOPICS, UnknownTopic, open_log
+    from anyloop.log import TOPICS, UnknownTopic
 
     rows: list[dict[str, Any]] = []
-    with open_log(log_url(Settings())) as log:
+    with opened_to_look(log_url(Settings())) as log:
         for spec in TOPICS:
             try:
                 ends = log.end_offsets(spec.name)
             except UnknownTopic:
-                rows.append({"topic": spec.name, "exists": False, "end_offsets": {}, "lag": {}})
+                rows.append({"topic": spec.name, "exists": False, "end_offsets": {}, "lag": {}, "lag_by_partition": {}})
                 continue
-            lag = {name: log.lag(name, [spec.name]) for name in group or []}
-            rows.append({"topic": spec.name, "exists": True, "end_offsets": ends, "lag": lag})
+            behind = {name: _behind(ends, log.committed(name, spec.name)) for name in group or []}
+            rows.append(
+                {
+                    "topic": spec.name,
+                    "exists": True,
+                    "end_offsets": ends,
+                    "lag": {name: sum(parts.values()) for name, parts in behind.items()},
+                    "lag_by_partition": behind,
+                }
+            )
     if as_json:
         print_json(rows)
         return
-    table = Table("topic", "events", "by partition", *(f"lag of {name}" for name in group or []), box=None)
+    table = Table(
+        "topic", "events", "by partition", *(f"lag of {name}, by partition" for name in group or []), box=None
+    )
     for row in rows:
         ends = row["end_offsets"]
         total = str(sum(ends.values())) if row["exists"] else "missing: run `anyloop topics apply`"
-        table.add_row(str(row["topic"]), total, " ".join(map(str, ends.values())), *map(str, row["lag"].values()))
+        lags = [
+            f"{row['lag'][name]}: {' '.join(map(str, parts.values()))}"
+            for name, parts in row["lag_by_partition"].items()
+        ]
+        table.add_row(str(row["topic"]), total, " ".join(map(str, ends.values())), *lags)
     console.print(table)
+
+
+def _behind(ends: Mapping[int, int], committed: Mapping[int, int]) -> dict[int, int]:
+    return {part: max(0, end - committed.get(part, 0)) for part, end in ends.items()}
 
 
 @app.command()
@@ -102,18 +118,12 @@ def apply(
         raise CommandError(f"nothing {'would be' if dry_run else 'was'} changed: {refusal}", ExitCode.REFUSED)
 
 
-@contextmanager
-def _opened(settings: Settings, *, create: bool) -> Iterator["EventLog"]:
-    """The log. An embedded one that is not there yet is created, or stood in for by an empty one."""
+def _opened(settings: Settings, *, create: bool) -> AbstractContextManager["EventLog"]:
+    from anyloop.cli.looking import opened_to_look
     from anyloop.cli.runfile import log_url
     from anyloop.log import open_log
 
-    url = log_url(settings)
-    path = Path(unquote(urlsplit(url).path)) if url.startswith("sqlite:") else None
-    with ExitStack() as stack:
-        if path is not None and not create and not path.exists():
-            url = f"sqlite://{stack.enter_context(TemporaryDirectory())}/log.db"
-        yield stack.enter_context(open_log(url))
+    return (open_log if create else opened_to_look)(log_url(settings))
 
 
 def _print(changes: Sequence["TopicChange"], *, dry_run: bool) -> None:

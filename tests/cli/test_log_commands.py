@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.log_choice import choose_log
 from anyloop.cli.records import point_in_time, topic_name
 from anyloop.config import Settings
 from anyloop.log import FEEDBACK, TOPICS, Event, open_log
@@ -67,6 +68,53 @@ def test_list_counts_events_and_the_lag_of_a_group(home: Path, runner: CliRunner
     row = next(row for row in rows if row["topic"] == FEEDBACK)
     assert sum(row["end_offsets"].values()) == 2
     assert row["lag"] == {"learners": 2}
+
+
+def test_list_shows_where_in_the_topic_a_group_is_behind(
+    home: Path, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    runner.invoke(app, ["topics", "apply"])
+    _say(["too low", "too red", "too big"])  # of one key, so in one partition
+    with open_log(Settings().effective_log_url) as log:
+        (part,) = (part for part, end in log.end_offsets(FEEDBACK).items() if end)
+        with log.consumer("learners", [FEEDBACK]) as consumer:
+            while not consumer.poll(max_records=1, timeout=0.2):
+                pass
+            consumer.commit({(FEEDBACK, part): 1})
+    expected = [2 if one == part else 0 for one in range(4)]
+    rows = json.loads(runner.invoke(app, ["topics", "list", "--group", "learners", "--json"]).stdout)
+    row = next(row for row in rows if row["topic"] == FEEDBACK)
+    assert list(row["lag_by_partition"]["learners"].values()) == expected
+    shown = runner.invoke(app, ["topics", "list", "--group", "learners"]).stdout
+    (line,) = (line for line in shown.splitlines() if line.split()[0] == FEEDBACK)
+    assert line.rstrip().endswith("2: " + " ".join(map(str, expected)))
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["topics", "list"], ExitCode.OK),
+        (["topics", "apply", "--dry-run"], ExitCode.OK),
+        (["checkpoints", "list"], ExitCode.OK),
+        (["checkpoints", "rollback"], ExitCode.NOT_FOUND),
+        (["log", "read", "feedback"], ExitCode.NOT_FOUND),
+        (["log", "tail", "--no-follow"], ExitCode.NOT_FOUND),
+        (["replay", "--dead-letters", "--dry-run"], ExitCode.NOT_FOUND),
+        (["replay", "--dead-letters"], ExitCode.NOT_FOUND),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_looking_for_a_log_creates_none_and_says_so(
+    command: list[str], code: ExitCode, there: bool, home: Path, runner: CliRunner
+) -> None:
+    if there:
+        home.mkdir()
+    result = runner.invoke(app, command)
+    assert result.exit_code == code
+    assert f"There is no log yet: {home / 'log.db'}" in result.stderr
+    assert not list(home.glob("log.db*"))
+    assert choose_log(Settings(), "kafka", 0)  # the home is still free to begin with a broker
 
 
 def test_read_gives_every_record_as_one_json_line(home: Path, runner: CliRunner) -> None:

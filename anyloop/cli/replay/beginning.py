@@ -7,13 +7,14 @@ from typing import Any
 from rich.progress import Progress
 
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.looking import opened_to_look
 from anyloop.cli.records import point_in_time
 from anyloop.cli.replay import selection
 from anyloop.cli.replay.home import prepare, starting_versions
 from anyloop.cli.replay.learning import check_settings
 from anyloop.cli.replay.plan import Plan
 from anyloop.config import Settings
-from anyloop.log import FEEDBACK, RESPONSES, EventLog, LogError, UnknownTopic, open_log
+from anyloop.log import FEEDBACK, RESPONSES, EventLog, LogError, UnknownTopic
 from anyloop.registry import Registry
 
 
@@ -21,7 +22,7 @@ def prepared(
     live: Settings, private: Settings, plan: Plan | None, lineage: str, asked: dict[str, Any], suite: str, screen: Any
 ) -> Plan:
     """The plan, new where there is none, and its folder ready to learn in. Raises CommandError."""
-    with open_log(live.effective_log_url) as source:
+    with opened_to_look(live.effective_log_url) as source:
         try:
             if plan is None:
                 plan = _new_plan(live, source, lineage, asked, suite)

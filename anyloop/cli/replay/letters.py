@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.looking import opened_to_look
 from anyloop.cli.output import console, print_json
 from anyloop.cli.records import SHORT_NAMES, point_in_time, topic_name
 from anyloop.cli.runfile import log_url
 from anyloop.config import Settings
-from anyloop.log import Consumer, Event, EventLog, LogError, Record, UnknownTopic, dlq, open_log
+from anyloop.log import Consumer, Event, EventLog, LogError, Record, UnknownTopic, dlq
 from anyloop.log.dead_letters import REPLAYS
 
 GROUP = "anyloop.dead-letters"
@@ -58,7 +59,7 @@ def put_back(topic: str, *, reason: str, since: str, max_replays: int, dry_run: 
     names = [topic_name(topic.removesuffix(".dlq"))] if topic else list(SHORT_NAMES.values())
     choice = Choice(reason, point_in_time(since) if since else None, max_replays)
     work = would_put_back if dry_run else put_back_letters
-    with open_log(log_url(Settings())) as log:
+    with opened_to_look(log_url(Settings())) as log:
         try:
             outcomes = [work(log, name, choice) for name in names]
         except UnknownTopic as error:

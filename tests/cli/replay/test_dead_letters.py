@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from anyloop.cli.app import app
 from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.log_state import log_state
 from anyloop.cli.replay import letters
 from anyloop.cli.replay.letters import GROUP, Choice, put_back_letters, would_put_back
 from anyloop.config import Settings
@@ -75,6 +76,16 @@ def test_a_second_run_puts_nothing_back(log: EventLog) -> None:
     assert put_back_letters(log, FEEDBACK, ALL) == letters.Outcome(FEEDBACK)
     assert back(log) == ["a", "b"]
     assert log.lag(GROUP, [dlq(FEEDBACK)]) == 0
+
+
+def test_the_status_counts_those_that_are_still_to_be_put_back(log: EventLog) -> None:
+    set_aside(log, "a", "b")
+    url = Settings().effective_log_url
+    assert log_state(url).dead_letters[dlq(FEEDBACK)] == 2
+    put_back_letters(log, FEEDBACK, ALL)
+    assert log_state(url).dead_letters[dlq(FEEDBACK)] == 0
+    set_aside(log, "c")
+    assert log_state(url).dead_letters[dlq(FEEDBACK)] == 1
 
 
 def test_a_filter_leaves_the_others_for_later_and_repeats_none(log: EventLog) -> None:
