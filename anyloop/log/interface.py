@@ -120,15 +120,22 @@ class EventLog(ABC):
         """For each partition the offset that the next append will get."""
 
     @abstractmethod
+    def begin_offsets(self, topic: str) -> dict[int, int]:
+        """For each partition an offset before which retention has left nothing; its end where it holds nothing."""
+
+    @abstractmethod
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """For each partition that the group ever committed, the next offset it will read."""
 
     def lag(self, group: str, topics: Sequence[str]) -> int:
-        """Records in these topics that the group has not committed."""
+        """Records in these topics that the group has not committed, but for those that retention has removed."""
         total = 0
         for topic in topics:
             committed = self.committed(group, topic)
-            total += sum(max(0, end - committed.get(part, 0)) for part, end in self.end_offsets(topic).items())
+            ends = self.end_offsets(topic)
+            if any(end > committed.get(part, 0) for part, end in ends.items()):
+                begins = self.begin_offsets(topic)
+                total += sum(max(0, end - max(committed.get(p, 0), begins.get(p, 0))) for p, end in ends.items())
         return total
 
     @abstractmethod

@@ -102,6 +102,9 @@ class KafkaLog(EventLog):
     def end_offsets(self, topic: str) -> dict[int, int]:
         return self._cluster.end_offsets(topic, range(self._partitions(topic)))
 
+    def begin_offsets(self, topic: str) -> dict[int, int]:
+        return self._cluster.begin_offsets(topic, range(self._partitions(topic)))
+
     def committed(self, group: str, topic: str) -> dict[int, int]:
         return self._cluster.committed(group, topic)
 

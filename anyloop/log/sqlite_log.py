@@ -227,6 +227,15 @@ class SqliteLog(EventLog):
             self._reader.rows("SELECT part, next_offset FROM partitions WHERE topic_id = ?", (self._topic(topic).id,))
         )
 
+    def begin_offsets(self, topic: str) -> dict[int, int]:
+        return dict(
+            self._reader.rows(
+                "SELECT part, coalesce((SELECT min(pos) FROM records WHERE topic_id = p.topic_id AND part = p.part), "
+                "next_offset) FROM partitions p WHERE topic_id = ?",
+                (self._topic(topic).id,),
+            )
+        )
+
     def committed(self, group: str, topic: str) -> dict[int, int]:
         return dict(
             self._reader.rows(

@@ -133,6 +133,7 @@ class TestTopics:
         for attempt in (
             lambda: log.append("nowhere", event(1)),
             lambda: log.consumer("g", ["nowhere"]),
+            lambda: log.begin_offsets("nowhere"),
             lambda: log.read("nowhere"),
             lambda: log.end_offsets("nowhere"),
         ):
@@ -414,6 +415,12 @@ class TestConsumer:
         with log.consumer("g", [RESPONSES]) as consumer:
             consumer.seek(RESPONSES, part, 4)
             assert ids(drain(consumer, 1)) == ["e4"]
+
+    def test_a_partition_begins_at_its_first_record_or_at_its_end(self, log: EventLog) -> None:
+        assert log.begin_offsets(RESPONSES) == log.end_offsets(RESPONSES) == dict.fromkeys(range(4), 0)
+        part = append_same_key(log, 5)
+        assert log.begin_offsets(RESPONSES) == dict.fromkeys(range(4), 0)
+        assert log.end_offsets(RESPONSES)[part] == 5
 
     def test_lag_counts_what_is_not_committed(self, log: EventLog) -> None:
         log.append_many(RESPONSES, [event(number) for number in range(10)])

@@ -195,6 +195,8 @@ class TestGaps:
                 pass
             consumer.commit({(RESPONSES, part): 1})
         admin.delete_records({TopicPartition(prefix + RESPONSES, part): 3})
+        assert log.begin_offsets(RESPONSES)[part] == 3
+        assert log.lag("behind", [RESPONSES]) == log.lag("new", [RESPONSES]) == 2
         assert ids(log.read(RESPONSES)) == ["e3", "e4"]
         assert ids(log.read(RESPONSES, partition=part, offset=0)) == ["e3", "e4"]
         assert ids(drain(log, 2)) == ["e3", "e4"]

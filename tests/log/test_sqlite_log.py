@@ -32,6 +32,22 @@ def test_commits_reach_the_disk_before_they_are_acknowledged(tmp_path: Path) -> 
     database.close()
 
 
+def test_records_that_are_gone_are_no_lag(tmp_path: Path) -> None:
+    with SqliteLog(tmp_path / "log.db") as log:
+        log.ensure_topics()
+        (part,) = {position.partition for position in log.append_many(RESPONSES, [event(n) for n in range(5)])}
+        database = Database(tmp_path / "log.db")
+        with database.transaction():
+            database.execute("DELETE FROM records WHERE pos < 3")
+        assert log.begin_offsets(RESPONSES)[part] == 3
+        assert log.lag("g", [RESPONSES]) == 2
+        with database.transaction():
+            database.execute("DELETE FROM records")
+        assert log.begin_offsets(RESPONSES) == log.end_offsets(RESPONSES)
+        assert log.lag("g", [RESPONSES]) == 0
+        database.close()
+
+
 def test_many_openers_of_a_new_file_get_along(tmp_path: Path) -> None:
     errors: list[BaseException] = []
     created: list[str] = []
