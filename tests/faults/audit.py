@@ -195,7 +195,7 @@ def _feedback(found: Findings, attempts: Sequence[Attempt], logged: Logged) -> N
     found.add("statements never heard yes, however often they were sent", given_up)
     found.add(
         "statements are in the log under several ids",
-        {", ".join(sorted(same)) for same in ids.values() if len(same) > 1},
+        {_some(same) for same in ids.values() if len(same) > 1},
     )
     nobodys, refused = set(), set()
     for statement, same in ids.items():
