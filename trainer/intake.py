@@ -89,7 +89,8 @@ class Intake:
             return  # before a kill, or by another trainer that had the partition
         event, key = one.event, one.event.feedback.conversation_id or one.event.feedback.response_id
         said = datetime.fromtimestamp(event.created_unix_ms / 1000, UTC)
-        letter = Event(event.feedback_id, "trainer", event.DESCRIPTOR.full_name, said, key, event.SerializeToString())
+        data, back = event.SerializeToString(), {REPLAYS: str(one.replays)} if one.replays else {}
+        letter = Event(event.feedback_id, "trainer", event.DESCRIPTOR.full_name, said, key, data, back)
         self._send_letter(Record(FEEDBACK, one.partition, one.offset, said, letter), reason)
 
     def close(self) -> None:
@@ -204,7 +205,7 @@ class Intake:
         if not records:
             return 0, 0
         responses, feedback = [], []
-        put_back: set[str] = set()
+        put_back: dict[str, int] = {}
         places: dict[str, tuple[int, int]] = {}
         positions: dict[Place, int] = {}
         for record in records:
@@ -217,9 +218,11 @@ class Intake:
                 responses.append(message)
             elif isinstance(message, events_pb2.FeedbackEvent):
                 feedback.append(message)
-                places.setdefault(message.feedback_id, (record.partition, record.offset))
-                if REPLAYS in record.event.extensions:
-                    put_back.add(message.feedback_id)
+                name, back = message.feedback_id, _replays_of(record.event)
+                if back > put_back.get(name, 0):
+                    put_back[name] = back
+                    places[name] = record.partition, record.offset
+                places.setdefault(name, (record.partition, record.offset))
         new = self._store.apply(responses, feedback, positions, places, put_back)
         self._at |= positions
         if new < len(feedback):
@@ -261,6 +264,12 @@ class Intake:
     def _send_letter(self, record: Record, reason: str) -> None:
         self._open().dead_letter(record, reason)
         self._letters.add(record.topic, (record.partition, record.offset, record.event.id))
+
+
+def _replays_of(event: Event) -> int:
+    """How often it came back from the dead letters; a count that is no number is the first."""
+    text = event.extensions.get(REPLAYS, "0")
+    return int(text) if text.isascii() and text.isdigit() else 1
 
 
 def fault_of(message: events_pb2.ResponseEvent | events_pb2.FeedbackEvent) -> str:

@@ -55,6 +55,7 @@ class Unjoined:
     partition: int
     offset: int
     late: bool
+    replays: int  # how often it came back from the dead letters
 
 
 class JoinStore:
@@ -81,33 +82,39 @@ class JoinStore:
         feedback: Iterable[events_pb2.FeedbackEvent],
         positions: Mapping[tuple[str, int], int],
         places: Mapping[str, tuple[int, int]] | None = None,
-        put_back: Collection[str] = (),
+        put_back: Mapping[str, int] | None = None,
     ) -> int:
         """Adds what is new, moves the positions; all or nothing. Returns how many feedback events were new.
 
-        `places`: (partition, offset) by feedback id. `put_back`: ids that somebody has taken out of the dead letters;
-        where they had been left out they get another chance.
+        `places`: (partition, offset) by feedback id. `put_back`: how often somebody has taken it out of the dead
+        letters, by feedback id; what had been left out, or waits yet, gets another chance.
         """
         new = 0
         now = time.time()
         with self._db.transaction():
             for event in feedback:
                 place = (places or {}).get(event.feedback_id, (0, 0))
-                if event.feedback_id in put_back:
-                    self._db.execute("DELETE FROM feedback WHERE id = ? AND round = ?", (event.feedback_id, LEFT_OUT))
-                new += self._insert_feedback(event, now, place)
+                replays = (put_back or {}).get(event.feedback_id, 0)
+                if replays:
+                    self._db.execute(
+                        "DELETE FROM feedback WHERE id = ? AND (round = ? OR round IS NULL) AND replays < ?",
+                        (event.feedback_id, LEFT_OUT, replays),
+                    )
+                new += self._insert_feedback(event, now, place, replays)
             for response in responses:
                 self._insert_response(response, now)
             self._move(positions)
         return new
 
-    def _insert_feedback(self, event: events_pb2.FeedbackEvent, now: float, place: tuple[int, int]) -> int:
+    def _insert_feedback(
+        self, event: events_pb2.FeedbackEvent, now: float, place: tuple[int, int], replays: int
+    ) -> int:
         said = event.feedback
         names = (said.response_id, said.preferred_over, said.conversation_id)
         new = self._db.execute(
             "INSERT OR IGNORE INTO feedback"
-            " (id, principal, key, created, arrived, data, response, worse, conversation, part, pos)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (id, principal, key, created, arrived, data, response, worse, conversation, part, pos, replays)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 event.feedback_id,
                 event.principal,
@@ -117,6 +124,7 @@ class JoinStore:
                 event.SerializeToString(),
                 *names,
                 *place,
+                replays,
             ),
         ).rowcount
         if new:
@@ -163,13 +171,13 @@ class JoinStore:
     def overdue(self, waiting_since: float, held: Collection[int] | None = None, limit: int = 500) -> list[Unjoined]:
         """Feedback said too late, and feedback that arrived before `waiting_since` (Unix seconds) and never joined;
         at most `limit` of each."""
-        what = f"SELECT data, part, pos, delay FROM feedback WHERE round IS NULL{_within(held)}"
+        what = f"SELECT data, part, pos, delay, replays FROM feedback WHERE round IS NULL{_within(held)}"
         rows = self._db.rows(f"{what} AND delay IS NULL AND arrived < ? LIMIT ?", (waiting_since, limit))
         if self._late_ms < _NEVER_LATE:
             rows += self._db.rows(f"{what} AND delay IS NOT NULL AND delay > ? LIMIT ?", (self._late_ms, limit))
         return [
-            Unjoined(events_pb2.FeedbackEvent.FromString(data), part or 0, pos or 0, delay is not None)
-            for data, part, pos, delay in rows
+            Unjoined(events_pb2.FeedbackEvent.FromString(data), part or 0, pos or 0, delay is not None, replays)
+            for data, part, pos, delay, replays in rows
         ]
 
     def leave_out(self, feedback_ids: Iterable[str]) -> None:

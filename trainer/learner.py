@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_WAIT_FOR_THE_LOG_S = 10.0
+_PRUNE_EVERY_S = 3600.0
 
 
 def should_start(ready: int, quiet_s: float, waited_s: float, settings: TrainerSettings) -> bool:
@@ -42,6 +43,7 @@ class Learner:
         self._last_new = time.monotonic()
         self._gave_back = 0  # how much feedback the last round held, where it made too few pairs
         self._gave_back_at = 0.0
+        self._pruned = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set. While the log or the disk is away it waits, for as long as that takes."""
@@ -75,6 +77,8 @@ class Learner:
         if new:
             self._last_new = time.monotonic()
         self._see_to_late_ones()
+        if time.monotonic() - self._pruned >= _PRUNE_EVERY_S:  # also where no round ever ends
+            self._prune()
         ready, oldest = self._store.ready(self._intake.held())
         metrics.TRAINER_FEEDBACK.labels("ready").set(ready)
         metrics.TRAINER_FEEDBACK.labels("waiting").set(self._store.waiting())
@@ -156,6 +160,7 @@ class Learner:
 
     def _prune(self) -> None:
         now, day = time.time(), 86400
+        self._pruned = time.monotonic()
         try:
             self._store.prune(now - day * self._settings.retention_days, now - day * self._settings.dedupe_days)
         except Exception as error:

@@ -11,26 +11,33 @@ from typing import Any
 
 from protos.anyloop.v1 import events_pb2
 
-_VERSION = 2
+_VERSION = 3
 
 # `feedback.delay` is the time in ms between the response and what was said of it; NULL until they have joined. `part`
-# and `pos` are the place in the feedback topic; NULL when an earlier release wrote the row.
+# and `pos` are the place in the feedback topic; NULL when an earlier release wrote the row. `replays` counts how often it
+# came back from the dead letters.
+# What is asked at every poll has an index that answers it alone, without the rows (they hold the events).
+# No index holds all of the unclaimed rows under one key, such as round NULL: the planner would take it and read them all.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS response (
   id TEXT PRIMARY KEY, conversation TEXT, created INTEGER, data BLOB, arrived REAL NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS response_conversation ON response (conversation, created);
+CREATE INDEX IF NOT EXISTS response_arrived ON response (arrived);
 CREATE TABLE IF NOT EXISTS feedback (
   id TEXT PRIMARY KEY, principal TEXT, key TEXT, created INTEGER, arrived REAL, data BLOB,
   round INTEGER, orphan INTEGER NOT NULL DEFAULT 0,
   response TEXT NOT NULL DEFAULT '', worse TEXT NOT NULL DEFAULT '', conversation TEXT NOT NULL DEFAULT '',
-  delay INTEGER, part INTEGER, pos INTEGER
+  delay INTEGER, part INTEGER, pos INTEGER, replays INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS feedback_key ON feedback (principal, key) WHERE key != '';
-CREATE INDEX IF NOT EXISTS feedback_round ON feedback (round);
-CREATE INDEX IF NOT EXISTS feedback_ready ON feedback (created, id) WHERE round IS NULL AND delay IS NOT NULL;
-CREATE INDEX IF NOT EXISTS feedback_late ON feedback (delay) WHERE round IS NULL AND delay IS NOT NULL;
-CREATE INDEX IF NOT EXISTS feedback_waiting ON feedback (arrived) WHERE round IS NULL AND delay IS NULL;
+CREATE INDEX IF NOT EXISTS feedback_round ON feedback (round) WHERE round IS NOT NULL;
+CREATE INDEX IF NOT EXISTS feedback_ready ON feedback (delay, part, arrived, round)
+  WHERE round IS NULL AND delay IS NOT NULL;
+CREATE INDEX IF NOT EXISTS feedback_waiting ON feedback (arrived, part, delay, round)
+  WHERE round IS NULL AND delay IS NULL;
+CREATE INDEX IF NOT EXISTS feedback_untold ON feedback (arrived)
+  WHERE round IS NULL AND delay IS NULL AND orphan = 0;
 CREATE INDEX IF NOT EXISTS feedback_response ON feedback (response) WHERE round IS NULL;
 CREATE INDEX IF NOT EXISTS feedback_worse ON feedback (worse) WHERE round IS NULL;
 CREATE INDEX IF NOT EXISTS feedback_conversation ON feedback (conversation) WHERE round IS NULL;
@@ -53,6 +60,14 @@ ALTER TABLE feedback ADD COLUMN pos INTEGER;
 ALTER TABLE round ADD COLUMN key TEXT NOT NULL DEFAULT '';
 UPDATE round SET key = (SELECT id FROM identity) || '-' || id;
 DROP INDEX IF EXISTS response_conversation;
+"""
+
+_FROM_2 = """
+ALTER TABLE feedback ADD COLUMN replays INTEGER NOT NULL DEFAULT 0;
+DROP INDEX IF EXISTS feedback_round;
+DROP INDEX IF EXISTS feedback_ready;
+DROP INDEX IF EXISTS feedback_late;
+DROP INDEX IF EXISTS feedback_waiting;
 """
 
 
@@ -106,12 +121,13 @@ class StateFile:
             return False
         old = bool(self.rows("SELECT 1 FROM sqlite_master WHERE name = 'feedback'"))
         with self.transaction():
-            for statement in (_FROM_1 if old else "").split(";") + SCHEMA.split(";"):
+            first = old and version < 2
+            for statement in ((_FROM_1 if first else "") + (_FROM_2 if old else "") + SCHEMA).split(";"):
                 self.execute(statement)
             self.execute(
                 "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (uuid.uuid4().hex[:12],)
             )
-            if old:
+            if first:
                 self._name_what_waits()
             self.execute(f"PRAGMA user_version={_VERSION}")
         return old

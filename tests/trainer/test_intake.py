@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
+from anyloop.cli.replay import letters
 from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, LogError, UnknownTopic, dlq
+from anyloop.log.dead_letters import REPLAYS
 from anyloop.log.sqlite_log import SqliteLog
 from protos.anyloop.v1 import events_pb2, policy_pb2
 from tests.trainer.events import feedback, response
@@ -288,7 +290,7 @@ def poison(log: EventLog, count: int) -> list[str]:
     return [f"bad{number}" for number in range(count)]
 
 
-def letters(log: EventLog) -> list[str]:
+def letters_of(log: EventLog) -> list[str]:
     return sorted(record.event.id for record in log.read(dlq(FEEDBACK)))
 
 
@@ -304,7 +306,7 @@ def test_poison_is_set_aside_once_however_often_what_came_with_it_cannot_be_appl
                 intake.drain(0.05)
             intake.close()  # so that it reads from its state again
     intake.drain(0.05)
-    assert letters(log) == names
+    assert letters_of(log) == names
     assert store.positions()[FEEDBACK, next(log.read(FEEDBACK)).partition] == 2
 
 
@@ -344,19 +346,30 @@ def test_late_feedback_is_set_aside_once_although_the_log_goes_away_and_another_
         broken.setattr(SqliteLog, "append", flaky)
         with pytest.raises(LogError):
             set_aside(first, first_store, tmp_path)
-    assert letters(log) == names[:3]
+    assert letters_of(log) == names[:3]
     left = first_store.overdue(0.0)
     assert [one.event.feedback_id for one in left] == names[3:]  # each that has gone is remembered at once
     first.close()
     second, second_store = homes.start("second", log, late_after_s=3600.0)
     second.drain(0.05)
     set_aside(second, second_store, tmp_path)
-    assert letters(log) == names
+    assert letters_of(log) == names
     assert second_store.overdue(0.0) == []
     second.close()
     first.drain(0.05)
     set_aside(first, first_store, tmp_path)  # the second had the partition meanwhile
-    assert letters(log) == names
+    assert letters_of(log) == names
+
+
+def test_a_letter_of_late_feedback_says_how_often_it_came_back(log: SqliteLog, homes: Homes, tmp_path: Path) -> None:
+    late_ones(log, 1)
+    intake, store = homes.start("one", log, late_after_s=3600.0)
+    intake.drain(0.05)
+    set_aside(intake, store, tmp_path)
+    letters.put_back_letters(log, FEEDBACK, letters.Choice())
+    intake.drain(0.05)
+    set_aside(intake, store, tmp_path)
+    assert [record.event.extensions.get(REPLAYS) for record in log.read(dlq(FEEDBACK))] == [None, "1"]
 
 
 @pytest.mark.parametrize(

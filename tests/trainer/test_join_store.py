@@ -208,8 +208,20 @@ def test_feedback_put_back_from_the_dead_letters_gets_another_chance_but_never_a
     store.leave_out(["lost"])
     store.apply([response("nowhere")], said, {})
     assert store.ready()[0] == 0
-    store.apply([], said, {}, put_back={"lost", "used"})
+    store.apply([], said, {}, put_back={"lost": 1, "used": 1})
     assert claim(store) == ["lost"]
+
+
+def test_feedback_that_comes_back_from_the_dead_letters_to_a_state_where_it_waits_takes_its_new_place(
+    tmp_path: Path,
+) -> None:
+    store = JoinStore(tmp_path / "state.db")
+    said = [feedback("f", "nowhere")]
+    store.apply([], said, {}, {"f": (1, 5)})
+    for replays in (2, 1):  # the one that counts less is the older
+        store.apply([], said, {}, {"f": (1, 7 + replays)}, put_back={"f": replays})
+    (one,) = store.overdue(time.time() + 60)
+    assert (one.partition, one.offset, one.replays) == (1, 9, 2)
 
 
 def test_without_a_window_late_feedback_is_as_good_as_any(tmp_path: Path) -> None:
@@ -240,6 +252,29 @@ def test_what_waits_costs_nothing_when_other_events_come_in(tmp_path: Path, monk
         "EXPLAIN QUERY PLAN UPDATE feedback SET delay = 1 WHERE round IS NULL AND delay IS NULL AND response = 'r'"
     )
     assert any("feedback_response" in step[3] for step in plan), plan
+
+
+def test_no_question_of_a_poll_reads_all_that_is_unclaimed(tmp_path: Path) -> None:
+    store = JoinStore(tmp_path / "state.db", late_after_s=3600.0)
+    asked: list[str] = []
+    store._db._db.set_trace_callback(asked.append)
+    store.ready({0, 1})
+    store.waiting()
+    store.flag_orphans(1.0)
+    store.overdue(1.0, {0, 1})
+    store.prune(1.0)
+    store._db._db.set_trace_callback(None)
+    statements = [sql for sql in asked if sql.startswith(("SELECT", "UPDATE", "DELETE"))]
+    assert len(statements) == 8
+    plans = {sql: [step[3] for step in store._db.rows(f"EXPLAIN QUERY PLAN {sql}")] for sql in statements}
+    steps = [step for plan in plans.values() for step in plan]
+    tables = ("SCAN feedback", "SCAN response", "SEARCH feedback", "SEARCH response")
+    reading = [step for step in steps if step.startswith(tables)]
+    assert len(reading) >= 7
+    assert [step for step in reading if "USING" not in step] == []
+    assert [step for step in reading if step.startswith("SCAN") and "COVERING" not in step] == []
+    unclaimed = [plan for sql, plan in plans.items() if "round IS NULL" in sql and sql.startswith("SELECT")]
+    assert [plan for plan in unclaimed if any("feedback_round" in step for step in plan)] == []
 
 
 def test_pruning_forgets_old_events_but_not_that_they_were_used(tmp_path: Path) -> None:
@@ -315,6 +350,42 @@ def test_the_state_of_the_release_before_is_taken_over(tmp_path: Path) -> None:
     store.apply([response("c")], [], {})
     assert claim(store, held={7}) == ["free", "waits"]
     assert store.positions() == {PLACE: 5}
+
+
+AS_IN_2 = """
+DROP INDEX feedback_ready;
+DROP INDEX feedback_waiting;
+DROP INDEX feedback_round;
+DROP INDEX feedback_untold;
+DROP INDEX response_arrived;
+ALTER TABLE feedback DROP COLUMN replays;
+CREATE INDEX feedback_round ON feedback (round);
+CREATE INDEX feedback_ready ON feedback (created, id) WHERE round IS NULL AND delay IS NOT NULL;
+CREATE INDEX feedback_late ON feedback (delay) WHERE round IS NULL AND delay IS NOT NULL;
+CREATE INDEX feedback_waiting ON feedback (arrived) WHERE round IS NULL AND delay IS NULL;
+PRAGMA user_version = 2;
+"""
+
+
+def schema(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as opened:
+        return {name for (name,) in opened.execute("SELECT name || coalesce(sql, '') FROM sqlite_master")}
+
+
+def test_the_state_of_schema_2_is_taken_over(tmp_path: Path) -> None:
+    JoinStore(tmp_path / "new.db").close()
+    path = tmp_path / "state.db"
+    store = JoinStore(path)
+    store.apply([response("a")], [feedback("ready", "a"), feedback("waits", "c")], {PLACE: 5}, {"waits": (3, 4)})
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript(AS_IN_2)
+    store = JoinStore(path)
+    (one,) = store.overdue(time.time() + 60)
+    assert (one.event.feedback_id, one.partition, one.offset, one.replays) == ("waits", 3, 4, 0)
+    assert claim(store) == ["ready"]
+    indexes = {line for line in schema(path) if "INDEX" in line}
+    assert indexes == {line for line in schema(tmp_path / "new.db") if "INDEX" in line}
 
 
 @settings(max_examples=25, deadline=None)

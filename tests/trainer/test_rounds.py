@@ -375,6 +375,21 @@ def test_what_is_beyond_max_pairs_is_counted_and_peoples_own_pairs_are_not_cut_f
     assert metrics["left_out"]["beyond_max_pairs"] == 14  # two machine-made ones of each of the seven answers
 
 
+def test_old_events_are_pruned_although_no_round_ends(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.say(2)
+    learner = loop.learner(min_feedback=100, poll_s=0.05, retention_days=1e-6, join_window_h=1e-5)
+    turns(learner, 3)
+    monkeypatch.setattr("trainer.learner._PRUNE_EVERY_S", 0.0)
+    answer = spoken(loop.sequencer, "silent", "Draw.", "red square")
+    loop.log.append(RESPONSES, Event.wrap(answer, key="silent", source="test", id="silent"))
+    deadline = time.monotonic() + 10
+    turns(learner, 1)
+    while learner._store.counts()["responses"] > 2:  # those that feedback waits for stay
+        assert time.monotonic() < deadline
+        turns(learner, 1)
+    assert learner._store.ready()[0] == 2
+
+
 class Away:
     """A log of which nothing can be had until `back`."""
 
