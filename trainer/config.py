@@ -22,7 +22,11 @@ class TrainerSettings(BaseSettings):
     poll_s: float = Field(1.0, gt=0)
     max_feedback: int = Field(2000, ge=1, description="Feedback events one round takes; the rest waits for the next")
     max_per_principal: int = Field(1000, ge=1, description="Feedback events one principal may bring into a round")
-    retention_days: float = Field(30.0, gt=0, description="How long used events stay in the trainer's own state")
+    retention_days: float = Field(
+        30.0,
+        gt=0,
+        description="How long used events stay in the trainer's own state; responses no shorter than join_window_h",
+    )
     dedupe_days: float = Field(
         90.0,
         gt=0,

@@ -278,9 +278,9 @@ class JoinStore:
         }
         return {name: int(self._db.rows(query)[0][0]) for name, query in queries.items()}
 
-    def prune(self, older_than: float, forget_before: float = 0.0) -> int:
-        """Deletes responses that arrived before `older_than` (Unix seconds) and the content of used feedback as old;
-        forgets even the ids of what was used or left out and arrived before `forget_before`.
+    def prune(self, older_than: float, forget_before: float = 0.0, responses_before: float | None = None) -> int:
+        """Deletes the content of used feedback that arrived before `older_than` (Unix seconds) and responses that
+        arrived before `responses_before` (None: as old); forgets even the ids of what was used or left out and arrived before `forget_before`.
 
         What a round may yet claim stays. Returns the number of responses deleted.
         """
@@ -295,7 +295,7 @@ class JoinStore:
                 f"DELETE FROM response WHERE arrived < ? AND NOT EXISTS ({unclaimed}response = response.id)"
                 f" AND NOT EXISTS ({unclaimed}worse = response.id)"
                 f" AND NOT EXISTS ({unclaimed}conversation = response.conversation AND f.response = '')",
-                (older_than,),
+                (older_than if responses_before is None else responses_before,),
             ).rowcount
 
     def _claimable(self, held: Collection[int] | None) -> str:

@@ -162,7 +162,11 @@ class Learner:
         now, day = time.time(), 86400
         self._pruned = time.monotonic()
         try:
-            self._store.prune(now - day * self._settings.retention_days, now - day * self._settings.dedupe_days)
+            self._store.prune(
+                now - day * self._settings.retention_days,
+                now - day * self._settings.dedupe_days,
+                now - max(day * self._settings.retention_days, 3600 * self._settings.join_window_h),
+            )
         except Exception as error:
             if not is_away(error):
                 raise

@@ -14,10 +14,10 @@ from protos.anyloop.v1 import events_pb2
 _VERSION = 3
 
 # `feedback.delay` is the time in ms between the response and what was said of it; NULL until they have joined. `part`
-# and `pos` are the place in the feedback topic; NULL when an earlier release wrote the row. `replays` counts how often it
-# came back from the dead letters.
-# What is asked at every poll has an index that answers it alone, without the rows (they hold the events).
-# No index holds all of the unclaimed rows under one key, such as round NULL: the planner would take it and read them all.
+# and `pos` are the place in the feedback topic; NULL when an earlier release wrote the row. `replays` counts how often
+# it came back from the dead letters.
+# What is asked at every poll has an index that answers it alone, without the rows (they hold the events). No index has
+# all unclaimed rows under one key, such as round NULL: the planner would take that one and read them all.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS response (
   id TEXT PRIMARY KEY, conversation TEXT, created INTEGER, data BLOB, arrived REAL NOT NULL DEFAULT 0

@@ -390,6 +390,26 @@ def test_old_events_are_pruned_although_no_round_ends(loop: Loop, monkeypatch: p
     assert learner._store.ready()[0] == 2
 
 
+def test_a_response_is_kept_for_the_join_window_where_that_is_longer_than_retention(loop: Loop) -> None:
+    day_ms = 86_400_000
+    answer = spoken(loop.sequencer, "r", "Draw.", "red square", created=1000)
+    loop.log.append(RESPONSES, Event.wrap(answer, key="r", source="test", id="r"))
+    window = {"join_window_h": 24 * 60, "retention_days": 30, "late_feedback": "drop"}
+    learner = loop.learner(min_feedback=100, poll_s=0.05, **window)
+    learner._intake.drain(0.05)
+    store = learner._store
+    for days, kept in ((40, 1), (61, 0)):
+        store._db.execute("UPDATE response SET arrived = ?", (time.time() - 86_400 * days,))
+        learner._prune()
+        assert store.counts()["responses"] == kept
+        if kept:
+            said = feedback("f", "r", created=1000 + days * day_ms)
+            assert store.apply([], [said], {}) == store.ready()[0] == 1
+            claimed = store.begin_round(10, 10)
+            assert claimed is not None
+            store.finish_round(claimed.id, "promoted")
+
+
 class Away:
     """A log of which nothing can be had until `back`."""
 
