@@ -7,7 +7,7 @@ where *this* store has read it, and a record that does not follow on what the st
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, EventLog, PoisonEvent, Record
@@ -32,15 +32,21 @@ Consumed = dict[Place, int]
 class Intake:
     """Opening it asks nothing of the log; every method may raise LogError and may then be called again.
 
-    `consumed`: how far checkpoints had read the log, and `dedupe_s`: how long their feedback is remembered. Records
-    that were consumed and are older are left out when a lost state is rebuilt, for their ids are forgotten.
+    `consumed` says how far checkpoints have read the log; it is asked anew when partitions come, for other trainers go
+    on. `dedupe_s`: how long their feedback is remembered. Records that were consumed and are older are left out when a
+    lost state is rebuilt or a partition taken over, for their ids are forgotten.
     """
 
     def __init__(
-        self, event_log: EventLog, store: JoinStore, consumed: Consumed | None = None, dedupe_s: float = float("inf")
+        self,
+        event_log: EventLog,
+        store: JoinStore,
+        consumed: Callable[[], Consumed] = dict,
+        dedupe_s: float = float("inf"),
     ) -> None:
         self._log, self._store = event_log, store
-        self._consumed, self._dedupe_s = consumed or {}, dedupe_s
+        self._ask_consumed, self._dedupe_s = consumed, dedupe_s
+        self._consumed: Consumed = {}
         self._consumer: Consumer | None = None
         self._at = store.positions()
         self._handled: dict[Place, int] = {}  # partitions held: up to where others have set poison aside
@@ -136,6 +142,7 @@ class Intake:
         held = consumer.positions().keys()
         if held - self._handled.keys():
             self._letters.look_again()
+            self._consumed = self._ask_consumed()
         for topic in {topic for topic, _ in held - self._handled.keys()}:
             committed = self._log.committed(GROUP, topic)
             found = {place: committed.get(place[1], 0) for place in held - self._handled.keys() if place[0] == topic}

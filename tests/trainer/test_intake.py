@@ -401,13 +401,59 @@ def test_what_was_consumed_beyond_the_dedupe_window_does_not_count_when_read_aga
     ends = {(FEEDBACK, part): end for part, end in log.end_offsets(FEEDBACK).items()}
     later = say(log, 12, 12)
     time.sleep(0.2)
-    intake, store = homes.start("rebuilt", log, consumed=ends, dedupe_s=0.1)
+    intake, store = homes.start("rebuilt", log, consumed=lambda: ends, dedupe_s=0.1)
     intake.drain(0.05)
     assert set(claim(intake, store)) == later
     intake.close()
-    intake, store = homes.start("within", log, consumed=ends, dedupe_s=60.0)
+    intake, store = homes.start("within", log, consumed=lambda: ends, dedupe_s=60.0)
     intake.drain(0.05)
     assert set(claim(intake, store)) == names | later
+
+
+def test_what_others_consumed_while_they_had_the_partitions_does_not_count_after_a_takeover(
+    log: SqliteLog, homes: Homes
+) -> None:
+    consumed: dict[tuple[str, int], int] = {}
+    first, _ = homes.start("first", log)
+    poll_until(first, 4)
+    second, second_store = homes.start("second", log, consumed=lambda: dict(consumed), dedupe_s=0.1)
+    for _ in range(3):
+        first.poll(0.02)
+        second.poll(0.02)  # a member from now on
+    say(log, 0, 40)
+    time.sleep(0.2)
+    mine = second.held()
+    consumed |= {(FEEDBACK, part): end for part, end in log.end_offsets(FEEDBACK).items() if part not in mine}
+    first.close()
+    poll_until(second, 4)
+    second.drain(0.05)
+    used = {
+        record.event.id
+        for record in log.read(FEEDBACK)
+        if record.offset < consumed.get((FEEDBACK, record.partition), 0)
+    }
+    assert used
+    assert set(claim(second, second_store)) == {f"f{number}" for number in range(40)} - used
+
+
+def test_poison_of_a_log_made_anew_is_set_aside_whatever_the_group_had_committed_of_the_old_one(
+    log: SqliteLog, homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.intake._LOOK_EVERY_S", 0.0)
+    say(log, 0, 40)
+    first, _ = homes.start("first", log)
+    first.drain(0.05)  # the group stands far on
+    first.close()
+    intake, store = homes.start("one", log)
+    intake.drain(0.05)
+    for table in ("records", "commits"):
+        log._writer.execute(f"DELETE FROM {table}")
+    log._writer.execute("UPDATE partitions SET next_offset = 0")
+    names = poison(log, 3)
+    deadline = time.monotonic() + 20
+    while letters_of(log) != names:
+        assert time.monotonic() < deadline
+        intake.poll(0.05)
 
 
 def test_the_same_feedback_appended_twice_counts_once_and_is_told(log: SqliteLog, homes: Homes) -> None:
