@@ -13,9 +13,10 @@ from anyloop.telemetry import logs, metrics
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.failures import is_away
-from trainer.intake import GROUP, Intake
+from trainer.intake import GROUP, TOPICS, Intake
 from trainer.join_store import JoinStore, StateInUse
 from trainer.journal import Journal
+from trainer.lag import LagMeter
 from trainer.learner import Learner
 from trainer.publish import consumed_offsets
 from trainer.rounds import RoundRunner
@@ -74,7 +75,8 @@ def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: b
         if once:
             return 0 if learner.once() else NOTHING_TO_LEARN
         log.info("the learner waits for feedback", extra=store.counts())
-        learner.run(stop)
+        with LagMeter(lambda: open_log(settings.effective_log_url), GROUP, TOPICS):
+            learner.run(stop)
         return 0
     except KeyboardInterrupt:
         log.info("stopped; an open round is resumed at the next start")

@@ -203,8 +203,6 @@ class Intake:
         if time.monotonic() - self._looked > _LOOK_EVERY_S:
             self._looked = time.monotonic()
             self._begin_again_if_made_anew(self._ends())
-            for topic in TOPICS:
-                metrics.LOG_LAG.labels(GROUP, topic).set(self._log.lag(GROUP, [topic]))
 
     # What to make of it
 

@@ -280,7 +280,8 @@ class JoinStore:
 
     def prune(self, older_than: float, forget_before: float = 0.0, responses_before: float | None = None) -> int:
         """Deletes the content of used feedback that arrived before `older_than` (Unix seconds) and responses that
-        arrived before `responses_before` (None: as old); forgets even the ids of what was used or left out and arrived before `forget_before`.
+        arrived before `responses_before` (None: as old); forgets even the ids of what was used or left out and arrived
+        before `forget_before`.
 
         What a round may yet claim stays. Returns the number of responses deleted.
         """

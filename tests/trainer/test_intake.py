@@ -444,7 +444,7 @@ def test_poison_of_a_log_made_anew_is_set_aside_whatever_the_group_had_committed
     first, _ = homes.start("first", log)
     first.drain(0.05)  # the group stands far on
     first.close()
-    intake, store = homes.start("one", log)
+    intake, _ = homes.start("one", log)
     intake.drain(0.05)
     for table in ("records", "commits"):
         log._writer.execute(f"DELETE FROM {table}")
