@@ -56,7 +56,8 @@ _SETTINGS = {
 
 
 class LocalBroker:
-    """`with LocalBroker(folder) as broker: broker.address`. The kernel ends it with this process.
+    """`with LocalBroker(folder) as broker: broker.address`. The kernel ends it with the *thread* that started
+    it (and so with this process): start it on a thread that lives as long as the broker shall, best the main one.
 
     `settings` override or add broker settings; `extra_listeners` maps a listener's name to `(protocol, port)`, whose
     settings (keystores, SASL) stand in `settings`. Port 0 takes a free one, and keeps it over a restart.
