@@ -23,14 +23,15 @@ from bench.log.table import failed, show
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.log", description="the event log and its outbox")
     parser.add_argument("--rounds", type=int, default=Plan.rounds, help="of each measurement; the median counts")
-    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of one measurement of appends")
     parser.add_argument("--batch", type=int, default=Plan.batch, help="events of one append_many")
     parser.add_argument("--outbox-events", type=int, default=Plan.outbox_events, help="put into the outbox")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="answers that end each second")
+    parser.add_argument("--answers", type=int, default=Plan.answers, help="of each state of the log")
     parser.add_argument("--out", type=Path, default=Plan.out, help="folder of the report")
     options = parser.parse_args(arguments)
-    plan = Plan(options.rounds, options.seconds, options.batch, options.outbox_events, options.rate, options.out)
-    if min(plan.rounds, plan.seconds, plan.batch, plan.outbox_events, plan.rate) <= 0:
+    plan = Plan(**vars(options))
+    if min(plan.rounds, plan.seconds, plan.batch, plan.outbox_events, plan.rate, plan.answers) <= 0:
         parser.error("every number must be above 0")
     try:
         with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), Console(stderr=True).status("") as status:

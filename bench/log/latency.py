@@ -25,17 +25,17 @@ class _Nothing:
         pass
 
 
-def floor(rate: float, seconds: float) -> dict[str, Any]:
+def floor(rate: float, answers: int) -> dict[str, Any]:
     """What the same loop and the same threads cost where nothing is recorded: the machine's own noise."""
     recorder = Recorder(_Nothing(), "services/policy", "refuse")  # type: ignore[arg-type]
     asyncio.run(_answers(recorder, 1, rate))
-    found = _figures(recorder, rate, seconds)
+    found = _figures(recorder, rate, answers)
     recorder.close()
     return found | {"waiting_bytes": 0}
 
 
 def recording(
-    url: str, folder: Path, fsync: Fsync, rate: float, seconds: float, connected: Callable[[], None]
+    url: str, folder: Path, fsync: Fsync, rate: float, answers: int, connected: Callable[[], None]
 ) -> dict[str, Any]:
     """Answers end at random times, `rate` a second. `connected` is called when the log has had its first event; what
     happens to the log then is the caller's."""
@@ -45,14 +45,14 @@ def recording(
         asyncio.run(_answers(recorder, 1, rate))
         outbox.flush(30)
         connected()
-        found = _figures(recorder, rate, seconds)
+        found = _figures(recorder, rate, answers)
         recorder.close()
         return found | {"waiting_bytes": outbox.pending_bytes}
 
 
-def _figures(recorder: Recorder, rate: float, seconds: float) -> dict[str, Any]:
+def _figures(recorder: Recorder, rate: float, answers: int) -> dict[str, Any]:
     usage = Usage.now()
-    took = sorted(asyncio.run(_answers(recorder, round(rate * seconds), rate)))
+    took = sorted(asyncio.run(_answers(recorder, answers, rate)))
     used = Usage.now() - usage
     return {
         "answers": len(took),

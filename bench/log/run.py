@@ -17,18 +17,21 @@ from anyloop.cli.kafka.broker import LocalBroker
 from bench.log.contenders import EVENT_BYTES, PARTITIONS
 from bench.log.disk import syncs_per_second
 from bench.log.process import measured, rss_mb
+from bench.log.stutter import Stutter
 
 RATIO_TARGET = 0.8  # ours to bare kafka-python
+STATES = ("sqlite", "up", "slow", "paused", "away")  # of the log, while answers end
 LATENCY_TARGET_MS = 2.0  # p99 of what recording adds to an answer's end
 
 
 @dataclass(frozen=True)
 class Plan:
     rounds: int = 3  # contenders take turns in each; the median counts
-    seconds: float = 3.0  # of one measurement
+    seconds: float = 1.5  # of one measurement of appends
     batch: int = 100  # events of an append_many
-    outbox_events: int = 20_000
-    rate: float = 50.0  # answers that end each second
+    outbox_events: int = 10_000
+    rate: float = 200.0  # answers that end each second
+    answers: int = 2_200  # of each state of the log: 22 of them lie above the p99
     out: Path = Path("bench-out")
 
 
@@ -60,17 +63,17 @@ class _Bench:
 
     def append(self) -> list[dict[str, Any]]:
         plan, rows = self._plan, []
-        for producers, batch in ((1, 1), (8, 1), (1, plan.batch), (8, plan.batch)):
+        for threads, batch in ((1, 1), (8, 1), (1, plan.batch), (8, plan.batch)):
             found: dict[str, list[dict[str, Any]]] = {}
             for number in range(plan.rounds):
                 for contender in ("sqlite", "kafka", "kafka-python"):
-                    self._say(f"append, {contender}, {producers} producers, {batch} at a time, round {number + 1}")
-                    job = {"contender": contender, "producers": producers, "batch": batch, "seconds": plan.seconds}
+                    self._say(f"append, {contender}, {threads} threads, {batch} at a time, round {number + 1}")
+                    job = {"contender": contender, "threads": threads, "batch": batch, "seconds": plan.seconds}
                     url = self._url("sqlite" if contender == "sqlite" else "kafka")
                     found.setdefault(contender, []).append(measured({"kind": "append", **job, "url": url}))
                     self.broker_mb = max(self.broker_mb, rss_mb(self._broker.pid or 0))
             for contender, runs in found.items():
-                rows.append({"contender": contender, "producers": producers, "batch": batch, **_middle(runs)})
+                rows.append({"contender": contender, "threads": threads, "batch": batch, **_middle(runs)})
         return rows
 
     def outbox(self) -> list[dict[str, Any]]:
@@ -79,7 +82,7 @@ class _Bench:
             runs = []
             for number in range(plan.rounds):
                 self._say(f"outbox, {log}, fsync {fsync}, round {number + 1}")
-                job = {"producers": 8, "fsync": fsync, "count": plan.outbox_events}
+                job = {"threads": 8, "fsync": fsync, "count": plan.outbox_events}
                 runs.append(measured({"kind": "outbox", **job, "url": self._url(log), "folder": self._folder()}))
             rows.append({"log": log, "fsync": fsync, **_middle(runs)})
         return rows
@@ -87,11 +90,11 @@ class _Bench:
     def answer(self) -> list[dict[str, Any]]:
         plan = self._plan
         self._say("an answer's end, nothing recorded")
-        nothing = measured({"kind": "floor", "rate": plan.rate, "seconds": 4 * plan.seconds})
+        nothing = measured({"kind": "floor", "rate": plan.rate, "answers": plan.answers})
         rows = [{"log": "nothing recorded", "fsync": "", **nothing}]
-        for state, fsync in itertools.product(("sqlite", "up", "paused", "away"), ("always", "interval")):
+        for state, fsync in itertools.product(STATES, ("always", "interval")):
             self._say(f"an answer's end, log {state}, fsync {fsync}")
-            job = {"fsync": fsync, "rate": plan.rate, "seconds": 4 * plan.seconds}
+            job = {"fsync": fsync, "rate": plan.rate, "answers": plan.answers}
             url = self._url("sqlite" if state == "sqlite" else "kafka")
             with self._trouble(state) as begin:
                 found = measured({"kind": "answer", **job, "url": url, "folder": self._folder()}, begin)
@@ -101,10 +104,11 @@ class _Bench:
     @contextmanager
     def _trouble(self, state: str) -> Iterator[Callable[[], None]]:
         """Yields what brings the trouble about; it is over at the end."""
-        broker = self._broker
+        broker, stutter = self._broker, Stutter(self._broker)
         try:
-            yield {"paused": broker.pause, "away": broker.kill}.get(state, lambda: None)
+            yield {"slow": stutter.start, "paused": broker.pause, "away": broker.kill}.get(state, lambda: None)
         finally:
+            stutter.stop()
             if state == "paused":
                 broker.resume()
             elif state == "away":
@@ -135,9 +139,9 @@ def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Events/s of our log on Kafka to those of bare kafka-python."""
-    rate = {(row["contender"], row["producers"], row["batch"]): row["events_per_s"] for row in rows}
+    rate = {(row["contender"], row["threads"], row["batch"]): row["events_per_s"] for row in rows}
     return [
-        {"producers": producers, "batch": batch, "ratio": value / rate["kafka-python", producers, batch]}
-        for (contender, producers, batch), value in rate.items()
+        {"threads": threads, "batch": batch, "ratio": value / rate["kafka-python", threads, batch]}
+        for (contender, threads, batch), value in rate.items()
         if contender == "kafka"
     ]

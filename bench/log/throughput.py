@@ -15,16 +15,16 @@ from bench.log.process import Usage
 _WARM_UP_S = 0.5
 
 
-def appending(contender: str, url: str, producers: int, batch: int, seconds: float) -> dict[str, Any]:
-    """`producers` threads append `batch` events at a time and wait for each acknowledgement."""
+def appending(contender: str, url: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
+    """`threads` threads share one producer, append `batch` events at a time and wait for each acknowledgement."""
     pool = events()
     target = CONTENDERS[contender](url, pool)
-    counts, waits = [0] * producers, [[] for _ in range(producers)]  # type: ignore[var-annotated]
-    begin = threading.Barrier(producers + 1)
+    counts, waits = [0] * threads, [[] for _ in range(threads)]  # type: ignore[var-annotated]
+    begin = threading.Barrier(threads + 1)
     stop = threading.Event()
 
     def work(mine: int) -> None:
-        at = mine * len(pool) // producers
+        at = mine * len(pool) // threads
         begin.wait()
         while not stop.is_set():
             numbers = [(at + step) % len(pool) for step in range(batch)]
@@ -35,17 +35,17 @@ def appending(contender: str, url: str, producers: int, batch: int, seconds: flo
             at += batch
 
     target.append([0])  # connected, and the topic is known
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(producers)]
-    for thread in threads:
-        thread.start()
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
     begin.wait()
     time.sleep(min(_WARM_UP_S, seconds / 4))
     before, usage, began = sum(counts), Usage.now(), time.perf_counter()
     time.sleep(seconds)
     after, used, elapsed = sum(counts), Usage.now() - usage, time.perf_counter() - began
     stop.set()
-    for thread in threads:
-        thread.join()
+    for worker in workers:
+        worker.join()
     stored, acknowledged = target.stored(), 1 + sum(counts)
     target.close()
     times = sorted(wait for one in waits for wait in one)
@@ -60,7 +60,7 @@ def appending(contender: str, url: str, producers: int, batch: int, seconds: flo
     }
 
 
-def through_outbox(url: str, folder: Path, producers: int, fsync: Fsync, count: int) -> dict[str, Any]:
+def through_outbox(url: str, folder: Path, threads: int, fsync: Fsync, count: int) -> dict[str, Any]:
     """`count` events are put by threads as fast as the disk lets them, until the log has the last of them."""
     pool = events()
     with prepared(url) as log, SpooledWriter(lambda: prepared(url), folder, 2**31, fsync=fsync) as outbox:
@@ -68,15 +68,15 @@ def through_outbox(url: str, folder: Path, producers: int, fsync: Fsync, count: 
         outbox.flush(60)
 
         def work(mine: int) -> None:
-            for number in range(mine, count, producers):
+            for number in range(mine, count, threads):
                 outbox.put(RESPONSES, pool[number % len(pool)])
 
         usage, began = Usage.now(), time.perf_counter()
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(producers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
         accepted = time.perf_counter() - began
         drained = outbox.flush(120)
         elapsed, used = time.perf_counter() - began, Usage.now() - usage
