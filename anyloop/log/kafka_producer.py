@@ -27,6 +27,7 @@ from anyloop.log.partition import partition_of
 _MAX_UNSETTLED_BYTES = 64 * 2**20  # of events of appends that failed, kept for their repetition
 _CLOSE_SECONDS = 2.0
 _ACCESS_SECONDS = 1.0
+_STEP_SECONDS = 0.005
 _TOO_LARGE = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)
 
 _Fact = tuple[str, str, str, bytes]  # topic, id, key, data: wrapped anew, an event has another time
@@ -70,7 +71,7 @@ class KafkaAppender:
             if any(_failed(future) for _, future in sent):
                 self._replace(producer)
             if isinstance(error, _TOO_LARGE) and len(sent) == len(events):
-                return self._append_singly(name, topic, partitions, events, deadline)
+                return self._append_apart(name, topic, partitions, events, deadline)
             if sent and producer._metadata.partitions_for_topic(name) is None:
                 raise UnknownTopic(topic) from error  # deleted meanwhile
             if isinstance(error, kafka.KafkaTimeoutError):
@@ -78,28 +79,49 @@ class KafkaAppender:
                 check_access(self._address, self._settings, _ACCESS_SECONDS)
             raise translate(error, doing) from error
 
-    def _append_singly(
+    def _append_apart(
         self, name: str, topic: str, partitions: int, events: Sequence[Event], deadline: float
     ) -> list[Position]:
-        """Each by a producer of its own. A record that the brokers find too large breaks kafka-python's idempotent
-        producer, and all that waits there fails as too large (docs/kafka-python.md): this tells which one it is."""
-        done: list[tuple[Event, Future]] = []
-        for event in events:
-            producer: KafkaProducer | None = None
-            future = self._earlier(topic, event)
-            try:
-                if future is None:
-                    producer = self._new_producer(deadline)
-                    future = self._send(producer, name, partitions, event)
-                done.append((event, future))
-                future.get(max(0.0, deadline - time.monotonic()))
-            except (kafka.KafkaError, OSError, RuntimeError) as error:
-                self._remember(topic, done)
-                raise translate(error, f"{self._where}: append to {topic}: event {event.id}") from error
-            finally:
-                if producer is not None:
-                    _end(producer)
-        return [_position(topic, future.value) for _, future in done]
+        """In smaller and smaller parts. A record that the brokers find too large breaks kafka-python's idempotent
+        producer, and all that waits there fails as too large (docs/kafka-python.md): this tells which one it is, by a
+        producer for each halving. One partition at a time, so that nothing else is under way when that happens."""
+        shares: dict[int, list[int]] = {}
+        for index, event in enumerate(events):
+            shares.setdefault(partition_of(event.key, partitions), []).append(index)
+        parts = list(shares.values())
+        fates: dict[int, Future] = {}
+        producer: KafkaProducer | None = None
+        try:
+            while parts:
+                part = parts.pop()
+                try:
+                    for index in part:
+                        future = self._earlier(topic, events[index])
+                        if future is None:
+                            producer = producer or self._new_producer(deadline)
+                            future = self._send(producer, name, partitions, events[index])
+                        fates[index] = future
+                    for index in part:
+                        fates[index].get(max(0.0, deadline - time.monotonic()))
+                except _TOO_LARGE as error:
+                    if len(part) == 1:
+                        doing = f"{self._where}: append to {topic}: event {events[part[0]].id}"
+                        raise translate(error, doing) from error
+                    if producer is not None:
+                        _end(producer)
+                        producer = None
+                    failed = [index for index in part if index not in fates or _failed(fates[index])]
+                    for index in failed:
+                        fates.pop(index, None)
+                    half = (len(failed) + 1) // 2
+                    parts += [share for share in (failed[half:], failed[:half]) if share]
+            return [_position(topic, fates[index].value) for index in range(len(events))]
+        except (kafka.KafkaError, LogError, OSError, RuntimeError) as error:
+            self._remember(topic, [(events[index], future) for index, future in fates.items()])
+            raise translate(error, f"{self._where}: append to {topic}") from error
+        finally:
+            if producer is not None:
+                _end(producer)
 
     def _send(self, producer: KafkaProducer, name: str, partitions: int, event: Event) -> Future:
         return producer.send(
@@ -111,7 +133,8 @@ class KafkaAppender:
         )
 
     def _earlier(self, topic: str, event: Event) -> Future | None:
-        """What became of this event in an append that failed, unless that is known to be nothing."""
+        """The future of this event from an append that failed: it is in the log already, or the producer still repeats
+        it. None where nothing is known of it, or where it is known not to have been appended."""
         if not self._unsettled:
             return None
         fact = _fact(topic, event)
@@ -183,7 +206,11 @@ class KafkaAppender:
     def _new_producer(self, deadline: float) -> KafkaProducer:
         left_ms = max(1, round((deadline - time.monotonic()) * 1000))
         config = self._settings.producer() | {"bootstrap_timeout_ms": left_ms}
-        return connect(KafkaProducer, self._address, self._settings, config)
+        producer = connect(KafkaProducer, self._address, self._settings, config)
+        # After a fatal error kafka-python fails what is under way too, which the brokers may append all the same: sent
+        # again it would be there twice. Only what was not sent is failed here; the rest gets its answer.
+        producer._sender._maybe_abort_batches = producer._accumulator.abort_undrained_batches
+        return producer
 
     def _replace(self, producer: KafkaProducer) -> None:
         """A batch that failed for good must not be overtaken by those behind it, and a producer with a fatal error
@@ -220,6 +247,10 @@ def _position(topic: str, metadata: Any) -> Position:
 
 
 def _end(producer: KafkaProducer) -> None:
+    if producer._transaction_manager.has_fatal_error():
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while producer._accumulator.has_incomplete and time.monotonic() < deadline:
+            time.sleep(_STEP_SECONDS)
     # kafka-python's close() gives up, with its thread alive, while a batch waits for a broker that is away; a forced
     # one fails the batches and ends the thread (docs/kafka-python.md).
     with contextlib.suppress(kafka.KafkaError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kafka.errors import MessageSizeTooLargeError
 from pydantic import SecretStr
 
 from anyloop.cli.kafka.broker import LocalBroker, free_port
@@ -126,6 +127,24 @@ def test_an_event_appended_twice_on_purpose_is_there_twice_after_a_failure_too(
     append_until_taken(log, [event("e")])
     log.append(RESPONSES, event("e"))
     assert Counter(record.event.id for record in log.read(RESPONSES)) == {"first": 1, "e": 2}
+
+
+def test_what_is_under_way_when_the_producer_breaks_is_not_sent_again(broker: LocalBroker, log: KafkaLog) -> None:
+    with KafkaLog(log._address, KafkaSettings(timeout_s=20.0)) as patient:
+        patient.append(RESPONSES, event("first"))
+        producer = patient._appender._producer
+        assert producer is not None
+        pause(broker)
+        thread = threading.Thread(target=patient.append, args=(RESPONSES, event("e")))
+        thread.start()
+        time.sleep(0.3)
+        producer._transaction_manager.transition_to_fatal_error(MessageSizeTooLargeError())  # by another's event
+        producer._sender.wakeup()
+        time.sleep(0.5)
+        broker.resume()
+        thread.join(20)
+        patient.append(RESPONSES, event("last"))
+    assert [record.event.id for record in log.read(RESPONSES)] == ["first", "e", "last"]
 
 
 OPERATIONS: dict[str, Callable[[KafkaLog], object]] = {

@@ -23,7 +23,9 @@ from anyloop.log import (
     open_log,
 )
 from anyloop.log.kafka import KafkaLog
+from anyloop.log.kafka_producer import KafkaAppender
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
+from anyloop.log.partition import partition_of
 from anyloop.telemetry import metrics
 from protos.anyloop.v1 import events_pb2
 
@@ -136,6 +138,32 @@ class TestOnTheWire:
         # What went before is there, and is not repeated with the rest.
         assert [position.offset for position in log.append_many("small", [event(2), event(3)])] == [1, 2]
         assert ids(log.read("small")) == ["e1", "e2", "e3"]
+
+    def test_one_that_is_too_large_among_many_is_found_by_halving(
+        self, log: KafkaLog, admin: KafkaAdminClient, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        configs = {"max.message.bytes": "100000"}
+        admin.create_topics({prefix + "small": {"num_partitions": 2, "configs": configs}}, wait_for_metadata=True)
+        made: list[float] = []
+        make = KafkaAppender._new_producer
+
+        def counted(appender: KafkaAppender, deadline: float) -> KafkaProducer:
+            made.append(deadline)
+            return make(appender, deadline)
+
+        monkeypatch.setattr(KafkaAppender, "_new_producer", counted)
+        one, other = "k0", "k3"
+        assert partition_of(one, 2) != partition_of(other, 2)
+        events = [event(number, one) for number in range(300)]  # most of which wait when the producer breaks
+        large = Event("large", "tests", "anyloop.v1.ResponseEvent", datetime.now(UTC), other, bytes(150_000))
+        with (
+            KafkaLog(log._address, KafkaSettings(linger_ms=200, batch_bytes=1024)) as small_batches,
+            pytest.raises(EventTooLarge, match="event large"),
+        ):
+            small_batches.append_many("small", [*events, large])
+        assert len(made) < 25
+        found = ids(log.read("small"))
+        assert found == [f"e{number}" for number in range(len(found))]
 
     def test_many_events_larger_together_than_the_topic_takes_are_appended_in_order(
         self, log: KafkaLog, admin: KafkaAdminClient, prefix: str
@@ -258,7 +286,7 @@ class TestForeignRecords:
 class TestReplay:
     def test_goes_by_the_brokers_clock_across_partitions(self, log: KafkaLog) -> None:
         expected = []
-        for number in range(6):
+        for number in range(12):
             log.append(RESPONSES, event(number, f"k{number}"))
             expected.append(f"e{number}")
             time.sleep(0.005)
