@@ -413,13 +413,15 @@ def test_what_was_consumed_beyond_the_dedupe_window_does_not_count_when_read_aga
 def test_what_others_consumed_while_they_had_the_partitions_does_not_count_after_a_takeover(
     log: SqliteLog, homes: Homes
 ) -> None:
-    consumed: dict[tuple[str, int], int] = {}
+    consumed = {(RESPONSES, 0): 0}
     first, _ = homes.start("first", log)
     poll_until(first, 4)
     second, second_store = homes.start("second", log, consumed=lambda: dict(consumed), dedupe_s=0.1)
-    for _ in range(3):
+    deadline = time.monotonic() + 20
+    while len(second.held()) != 2:
+        assert time.monotonic() < deadline
         first.poll(0.02)
-        second.poll(0.02)  # a member from now on
+        second.poll(0.02)
     say(log, 0, 40)
     time.sleep(0.2)
     mine = second.held()
