@@ -38,7 +38,8 @@ def list_topics(
             except UnknownTopic:
                 rows.append({"topic": spec.name, "exists": False, "end_offsets": {}, "lag": {}, "lag_by_partition": {}})
                 continue
-            behind = {name: _behind(ends, log.committed(name, spec.name)) for name in group or []}
+            begins = log.begin_offsets(spec.name) if group else {}
+            behind = {name: _behind(begins, ends, log.committed(name, spec.name)) for name in group or []}
             rows.append(
                 {
                     "topic": spec.name,
@@ -65,8 +66,9 @@ def list_topics(
     console.print(table)
 
 
-def _behind(ends: Mapping[int, int], committed: Mapping[int, int]) -> dict[int, int]:
-    return {part: max(0, end - committed.get(part, 0)) for part, end in ends.items()}
+def _behind(begins: Mapping[int, int], ends: Mapping[int, int], committed: Mapping[int, int]) -> dict[int, int]:
+    """What retention has removed nobody is behind with."""
+    return {part: max(0, end - max(committed.get(part, 0), begins.get(part, 0))) for part, end in ends.items()}
 
 
 @app.command()

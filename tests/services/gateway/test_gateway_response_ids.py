@@ -18,7 +18,11 @@ from trainer.intake import Intake
 from trainer.join_store import JoinStore
 
 
-@pytest.mark.parametrize("conversation", ["talk-1", "c" * 86, new_response_id(), new_response_id("talk-1")])
+@pytest.mark.parametrize(
+    "conversation",
+    ["talk-1", "c" * 86, new_response_id(), new_response_id("talk-1")],
+    ids=["short", "longest", "an id", "an id that carries one"],
+)
 def test_an_id_carries_the_conversation_that_it_was_made_for(conversation: str) -> None:
     made = new_response_id(conversation)
     assert NAME.fullmatch(made)
