@@ -155,7 +155,7 @@ def _print_gain(found: dict[str, Any], before: str, after: str) -> None:
     gain = found["gain"]
     sure = after if gain["low"] > 0 else before if gain["high"] < 0 else ""
     verdict = f"{sure} is better" if sure else "no difference that these prompts can show"
-    console.print(f"\n{found['prompts']} prompts of {found['suite']}: {verdict}.", highlight=False)
+    console.print(f"\n{found['prompts']} prompts of {found['suite']}: {verdict}.", highlight=False, soft_wrap=True)
 
 
 def _interval(gain: dict[str, float]) -> tuple[str, str]:

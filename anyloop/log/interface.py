@@ -71,13 +71,12 @@ class EventLog(ABC):
         changes = self.plan_topics(wanted)
         if error := refused(changes):
             raise error
-        if changes:
-            self._change_topics(wanted, changes)
-        return changes
+        return self._change_topics(wanted, changes) if changes else []
 
     @abstractmethod
-    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:
-        """Carries out a plan that refuses nothing. A topic that another process created meanwhile is no error."""
+    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> list[TopicChange]:
+        """Carries out a plan that refuses nothing, and returns what it did. What another process did meanwhile is no
+        error, and may or may not be among it."""
 
     def ensure_topics(self, specs: Iterable[TopicSpec] = TOPICS) -> list[str]:
         """`apply_topics`; returns the names of those that were created."""

@@ -36,8 +36,9 @@ class KafkaLog(EventLog):
         wanted = list(specs)
         return self._cluster.ask(lambda admin: kafka_topics.plan(admin, self._address.prefix, wanted), "topics")
 
-    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:
+    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> list[TopicChange]:
         self._cluster.ask(lambda admin: kafka_topics.change(admin, self._address.prefix, specs, changes), "topics")
+        return list(changes)
 
     def append(self, topic: str, event: Event) -> Position:
         return self.append_many(topic, [event])[0]

@@ -73,27 +73,31 @@ class SqliteLog(EventLog):
                 changes.append(TopicChange(spec.name, "configure", f"compacted={spec.compacted}", settings=settings))
         return changes
 
-    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> None:
+    def _change_topics(self, specs: Sequence[TopicSpec], changes: Sequence[TopicChange]) -> list[TopicChange]:
         by_name = {spec.name: spec for spec in specs}
         with self._writer.transaction():
-            for change in changes:
-                if change.action == "create":
-                    self._create(by_name[change.topic])
-                else:
-                    self._writer.execute(
-                        "UPDATE topics SET compacted = ? WHERE name = ?", (change.settings["compacted"], change.topic)
-                    )
+            return [change for change in changes if self._change(by_name[change.topic], change)]
 
-    def _create(self, spec: TopicSpec) -> None:
+    def _change(self, spec: TopicSpec, change: TopicChange) -> bool:
+        if change.action == "create":
+            return self._create(spec)
+        self._writer.execute(
+            "UPDATE topics SET compacted = ? WHERE name = ?", (change.settings["compacted"], spec.name)
+        )
+        return True
+
+    def _create(self, spec: TopicSpec) -> bool:
+        """False when another process was quicker."""
         created = self._writer.execute(
             "INSERT OR IGNORE INTO topics (name, partitions, compacted) VALUES (?, ?, ?)",
             (spec.name, spec.partitions, spec.compacted),
         )
         if not created:
-            return  # another process was quicker
+            return False
         topic_id = self._writer.rows("SELECT id FROM topics WHERE name = ?", (spec.name,))[0][0]
         for part in range(spec.partitions):
             self._writer.execute("INSERT INTO partitions VALUES (?, ?, 0, 0)", (topic_id, part))
+        return True
 
     def append(self, topic: str, event: Event) -> Position:
         return self.append_many(topic, [event])[0]

@@ -159,7 +159,7 @@ class TestHung:
             uncommitted = drain(hung, 1)
             began = time.monotonic()
             got = drain(other, 20)
-            assert 2 * SESSION * 0.7 < time.monotonic() - began < 3 * SESSION
+            assert time.monotonic() - began > 2 * SESSION * 0.7
             assert ids(uncommitted)[0] in ids(got)
             with pytest.raises(CommitFailed):
                 hung.commit()
