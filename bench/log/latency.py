@@ -16,6 +16,7 @@ from bench.log.contenders import EVENT_BYTES, prepared
 from bench.log.process import Usage
 from protos.anyloop.v1 import events_pb2
 from services.replica.recorder import Recorder
+from services.rpc import loop
 
 
 class _Nothing:
@@ -28,7 +29,7 @@ class _Nothing:
 def floor(rate: float, answers: int) -> dict[str, Any]:
     """What the same loop and the same threads cost where nothing is recorded: the machine's own noise."""
     recorder = Recorder(_Nothing(), "services/policy", "refuse")  # type: ignore[arg-type]
-    asyncio.run(_answers(recorder, 1, rate))
+    loop.run(_answers(recorder, 1, rate))
     found = _figures(recorder, rate, answers)
     recorder.close()
     return found | {"waiting_bytes": 0}
@@ -42,7 +43,7 @@ def recording(
     prepared(url).close()
     with SpooledWriter(partial(open_log, url), folder, fsync=fsync) as outbox:
         recorder = Recorder(outbox, "services/policy", "refuse")
-        asyncio.run(_answers(recorder, 1, rate))
+        loop.run(_answers(recorder, 1, rate))
         outbox.flush(30)
         connected()
         found = _figures(recorder, rate, answers)
@@ -52,7 +53,7 @@ def recording(
 
 def _figures(recorder: Recorder, rate: float, answers: int) -> dict[str, Any]:
     usage = Usage.now()
-    took = sorted(asyncio.run(_answers(recorder, answers, rate)))
+    took = sorted(loop.run(_answers(recorder, answers, rate)))
     used = Usage.now() - usage
     return {
         "answers": len(took),
@@ -66,8 +67,8 @@ def _figures(recorder: Recorder, rate: float, answers: int) -> dict[str, Any]:
 
 async def _answers(recorder: Recorder, count: int, rate: float) -> list[float]:
     chance, took = random.Random(1), []
-    loop = asyncio.get_running_loop()
-    at = loop.time()
+    clock = asyncio.get_running_loop().time
+    at = clock()
 
     async def one(number: int) -> None:
         message = events_pb2.ResponseEvent(response_id=f"r{number}", metadata={"filler": "x" * EVENT_BYTES})
@@ -78,6 +79,6 @@ async def _answers(recorder: Recorder, count: int, rate: float) -> list[float]:
     async with asyncio.TaskGroup() as group:
         for number in range(count):
             at += chance.expovariate(rate)
-            await asyncio.sleep(max(0.0, at - loop.time()))
+            await asyncio.sleep(max(0.0, at - clock()))
             group.create_task(one(number))
     return took
