@@ -51,6 +51,24 @@ __all__ = [
 # Kafka's default message.max.bytes is 1,048,588 with its headers; the embedded log refuses what Kafka would refuse.
 MAX_EVENT_BYTES = 1_000_000
 
+
+def check_size(event: Event) -> None:
+    """Raises EventTooLarge."""
+    size = len(event.data) + len(event.key.encode())
+    if size > MAX_EVENT_BYTES:
+        raise EventTooLarge(f"event {event.id} has {size} bytes; the log takes up to {MAX_EVENT_BYTES}")
+
+
+def check_span(topic: str, partitions: int, partition: int | None, offset: int | None, since: datetime | None) -> None:
+    """The arguments of `EventLog.read`, for a topic of so many partitions. Raises ValueError."""
+    if offset is not None and (partition is None or since is not None or offset < 0):
+        raise ValueError("an offset is 0 or more, needs a partition and excludes since")
+    if partition is not None and not 0 <= partition < partitions:
+        raise ValueError(f"topic {topic} has partitions 0 to {partitions - 1}, not {partition}")
+    if since is not None and since.tzinfo is None:
+        raise ValueError("since must carry a time zone")
+
+
 TopicPartition = tuple[str, int]
 Start = Literal["earliest", "latest"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from anyloop.log import kafka_topics
-from anyloop.log.errors import EventTooLarge, LogError, UnknownTopic
+from anyloop.log.errors import LogError, UnknownTopic
 from anyloop.log.events import Event, Position, Record
-from anyloop.log.interface import MAX_EVENT_BYTES, EventLog, Start
+from anyloop.log.interface import EventLog, Start, check_size, check_span
 from anyloop.log.kafka_cluster import KafkaCluster
 from anyloop.log.kafka_consumer import KafkaGroupConsumer
 from anyloop.log.kafka_producer import KafkaAppender
@@ -45,9 +45,7 @@ class KafkaLog(EventLog):
 
     def append_many(self, topic: str, events: Sequence[Event]) -> list[Position]:
         for event in events:
-            size = len(event.data) + len(event.key.encode())
-            if size > MAX_EVENT_BYTES:
-                raise EventTooLarge(f"event {event.id} has {size} bytes; the log takes up to {MAX_EVENT_BYTES}")
+            check_size(event)
         began = time.monotonic()
         try:
             partitions = self._partitions(topic)
@@ -86,12 +84,7 @@ class KafkaLog(EventLog):
     ) -> Iterator[Record]:
         """As the interface says; across partitions in the order of the brokers' clocks, to the millisecond."""
         count = self._partitions(topic)
-        if offset is not None and (partition is None or since is not None or offset < 0):
-            raise ValueError("an offset is 0 or more, needs a partition and excludes since")
-        if partition is not None and not 0 <= partition < count:
-            raise ValueError(f"topic {topic} has partitions 0 to {count - 1}, not {partition}")
-        if since is not None and since.tzinfo is None:
-            raise ValueError("since must carry a time zone")
+        check_span(topic, count, partition, offset, since)
         parts = range(count) if partition is None else [partition]
         ends = self._cluster.end_offsets(topic, parts)
         begins = dict.fromkeys(parts, offset or 0)

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from anyloop.log.errors import EventTooLarge, LogError
+from anyloop.log.errors import LogError
 from anyloop.log.events import Event
-from anyloop.log.interface import MAX_EVENT_BYTES, EventLog
+from anyloop.log.interface import MAX_EVENT_BYTES, EventLog, check_size
 from anyloop.log.spool_drain import Sender
 from anyloop.log.spool_folder import SpoolFolder
 from anyloop.log.spool_segments import encode
@@ -86,9 +86,7 @@ class SpooledWriter:
 
         Raises SpoolFull, EventTooLarge, or LogError when the disk refuses; then the event will not be sent.
         """
-        size = len(event.data) + len(event.key.encode())
-        if size > MAX_EVENT_BYTES:
-            raise EventTooLarge(f"event {event.id} has {size} bytes; the log takes up to {MAX_EVENT_BYTES}")
+        check_size(event)
         frame = encode(topic, event)
         try:
             writer, end = self._folder.write(frame)

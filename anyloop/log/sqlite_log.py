@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from anyloop.log.errors import EventTooLarge, LogError, UnknownTopic
+from anyloop.log.errors import LogError, UnknownTopic
 from anyloop.log.events import Event, Position, Record
-from anyloop.log.interface import MAX_EVENT_BYTES, EventLog, Start
+from anyloop.log.interface import EventLog, Start, check_size, check_span
 from anyloop.log.partition import partition_of
 from anyloop.log.sqlite_consumer import SqliteConsumer
 from anyloop.log.sqlite_database import RECORD_COLUMNS, Database, microseconds, record_of
@@ -104,9 +104,7 @@ class SqliteLog(EventLog):
 
     def append_many(self, topic: str, events: Sequence[Event]) -> list[Position]:
         for event in events:
-            size = len(event.data) + len(event.key.encode())
-            if size > MAX_EVENT_BYTES:
-                raise EventTooLarge(f"event {event.id} has {size} bytes; the log takes up to {MAX_EVENT_BYTES}")
+            check_size(event)
         request = _Append(self._topic(topic), events)
         with self._queue_lock:
             self._queue.append(request)
@@ -189,12 +187,7 @@ class SqliteLog(EventLog):
         limit: int | None = None,
     ) -> Iterator[Record]:
         found = self._topic(topic)
-        if offset is not None and (partition is None or since is not None or offset < 0):
-            raise ValueError("an offset is 0 or more, needs a partition and excludes since")
-        if partition is not None and not 0 <= partition < found.partitions:
-            raise ValueError(f"topic {topic} has partitions 0 to {found.partitions - 1}, not {partition}")
-        if since is not None and since.tzinfo is None:
-            raise ValueError("since must carry a time zone")
+        check_span(topic, found.partitions, partition, offset, since)
         ends = self.end_offsets(topic)
         pages = [
             self._read_partition(found, part, self._first(found, part, offset, since), ends[part])
