@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 	echo "Setting up $(VENV) with $$("$$python" --version) (minutes on the first run)"
 	test -x $(BIN)/python || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on torch==2.13.0
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[triton,trainer,k8s,dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[triton,trainer,data,k8s,dev]'
 	rm -f $(VENV)/.ready-*
 	touch $@
 .ONESHELL:
