@@ -36,22 +36,10 @@ def publish_weights(
     `version` defaults to the lineage's next number; `check` and `progress` are those of `Registry.publish`. Raises
     OSError where the disk is full.
     """
-    names = stored_names(parent)
-    weights = {name: tensors[name].float().contiguous().clone() for name in names}
-
-    def write(folder: Path) -> None:
-        for path in sorted(parent.iterdir()):
-            if path.is_file() and path.name not in (WEIGHTS, MANIFEST):
-                shutil.copyfile(path, folder / path.name)
-        try:
-            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # hides the number that says whether waiting helps
-            number = re.search(r"os error (\d+)", str(error))
-            raise (OSError(int(number[1]), str(error)) if number else error) from error
-
+    weights = stored_weights(parent, tensors)
     return registry.publish(
         lineage,
-        write,
+        lambda folder: write_checkpoint(folder, parent, weights),
         parent=parent_version,
         weights_digest=weights_digest(weights),
         offsets=offsets or {},
@@ -60,6 +48,23 @@ def publish_weights(
         check=check,
         progress=progress,
     )
+
+
+def stored_weights(parent: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in fp32 of those `tensors` that the parent's file holds, under its names."""
+    return {name: tensors[name].float().contiguous().clone() for name in stored_names(parent)}
+
+
+def write_checkpoint(folder: Path, parent: Path, weights: Mapping[str, Tensor]) -> None:
+    """The parent's files (not its folders, nor its manifest) in `folder`, with `weights`. Raises OSError."""
+    for path in sorted(parent.iterdir()):
+        if path.is_file() and path.name not in (WEIGHTS, MANIFEST):
+            shutil.copyfile(path, folder / path.name)
+    try:
+        save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # hides the number that says whether waiting helps
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), str(error)) if number else error) from error
 
 
 def published_by_round(registry: Registry, lineage: str, round_key: str) -> Manifest | None:
