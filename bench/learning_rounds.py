@@ -29,13 +29,13 @@ from anyloop.world.annotate import Annotator
 from anyloop.world.pretrain.codecs import load_codecs
 from anyloop.world.pretrain.skills import Skills
 from protos.anyloop.v1 import events_pb2, feedback_pb2, types_pb2
+from trainer.algorithms.dpo import train_dpo
+from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
 from trainer.batches import TokenSequence
 from trainer.clients import MODALITIES, Sample, SampleRequest
 from trainer.config import TrainerSettings
 from trainer.distributed import World
-from trainer.dpo import train_dpo
 from trainer.examples import Example, form_examples
-from trainer.feedback_modelling import mix, split_held_out, train_critic
 from trainer.join import Joined
 from trainer.self_improving import SelfImprover
 

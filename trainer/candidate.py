@@ -15,20 +15,20 @@ from torch import Tensor
 from anyloop.registry import Manifest
 from anyloop.sequence import LayoutError, Segment, Sequencer
 from protos.anyloop.v1 import types_pb2
+from trainer.algorithms.dpo import train_dpo
+from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
+from trainer.algorithms.ppo import Rollout, train_ppo
+from trainer.algorithms.reward_model import train_reward_model
 from trainer.batches import TokenSequence
 from trainer.clients import Services, gather
-from trainer.dpo import train_dpo
 from trainer.examples import Example, Examples, Pair, Seed, form_examples
 from trainer.fault_points import FaultPoint, reached
-from trainer.feedback_modelling import mix, split_held_out, train_critic
 from trainer.handover import promote_critic
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import Round
 from trainer.journal import json_safe
-from trainer.ppo import Rollout, train_ppo
 from trainer.publish import publish_weights, published_by_round, refuse_used
-from trainer.reward_model import train_reward_model
 from trainer.rollouts import sample_rollouts
 from trainer.round_context import Report, RoundContext
 from trainer.self_improving import SelfImprover, probe_critic

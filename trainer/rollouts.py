@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from anyloop.registry import Registry
+from trainer.algorithms.ppo import Rollout
 from trainer.clients import Sample, SampleRequest, ServiceError, Services, gather
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
 from trainer.fault_points import FaultPoint, reached
-from trainer.ppo import Rollout
 from trainer.publish import publish_weights
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ import json, sys
 from pathlib import Path
 from trainer.config import TrainerSettings
 from trainer.distributed import World
-from trainer.dpo import train_dpo
+from trainer.algorithms.dpo import train_dpo
 from trainer.examples import Example, Pair
-from trainer.feedback_modelling import train_critic
+from trainer.algorithms.feedback_modelling import train_critic
 from trainer.batches import TokenSequence
 
 checkpoint, out = Path(sys.argv[1]), Path(sys.argv[2])

@@ -14,11 +14,11 @@ from anyloop.registry import Registry
 from anyloop.sequence import Sequencer, Turn
 from services.policy.engine.answer_masks import MaskTable
 from tests.trainer.fake_services import BASE, FakeServices
+from trainer.algorithms.ppo import Rollout
 from trainer.answer_model import grammar_masks
 from trainer.clients import Services
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
-from trainer.ppo import Rollout
 from trainer.rollouts import sample_rollouts
 
 

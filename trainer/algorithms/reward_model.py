@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainer.algorithms.losses import reward_loss
 from trainer.answer_model import ScalarModel
 from trainer.batches import TokenSequence, collate, group_by_length, shuffled_steps, steps_in
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Pair
-from trainer.losses import reward_loss
 
 log = logging.getLogger(__name__)
 

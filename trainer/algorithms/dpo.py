@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.algorithms.losses import dpo_loss, dpo_margin
+from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate, group_by_length, shuffled_steps, steps_in
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example, Pair
-from trainer.losses import dpo_loss, dpo_margin
-from trainer.supervised import answer_tokens, sft_micro_losses
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from anyloop.modality import Modality
 from anyloop.sequence import Sequencer, Turn
+from trainer.algorithms.dpo import train_dpo
+from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
+from trainer.algorithms.ppo import Rollout, train_ppo
+from trainer.algorithms.reward_model import reward_scores, train_reward_model
 from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
 from trainer.config import TrainerSettings
 from trainer.distributed import World
-from trainer.dpo import train_dpo
 from trainer.examples import Example, Pair
-from trainer.feedback_modelling import mix, split_held_out, train_critic
-from trainer.ppo import Rollout, train_ppo
-from trainer.reward_model import reward_scores, train_reward_model
 
 WORDS = ("red", "blue", "small", "large")
 
@@ -165,7 +165,7 @@ def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
     bandit = Bandit(checkpoint, sequencer)
     early = set(range(0, 160))  # half of the text tokens pay
     monkeypatch.setattr(
-        "trainer.ppo.reward_scores",
+        "trainer.algorithms.ppo.reward_scores",
         lambda model, sequences, tokens: [1.0 if one.answer[0] in early else 0.0 for one in sequences],
     )
     settings = TrainerSettings(

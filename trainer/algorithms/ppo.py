@@ -16,15 +16,15 @@ from torch import Tensor
 
 from anyloop.modality import Modality
 from anyloop.sequence import SequenceLayout
+from trainer.algorithms.losses import gae, kl_estimate, kl_rewards, ppo_policy_loss, ppo_value_loss, whiten
+from trainer.algorithms.reward_model import reward_scores
+from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, token_logprobs
 from trainer.batches import Batch, TokenSequence, collate, group_by_length, shuffled_steps, steps_in
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example
-from trainer.losses import gae, kl_estimate, kl_rewards, ppo_policy_loss, ppo_value_loss, whiten
-from trainer.reward_model import reward_scores
-from trainer.supervised import answer_tokens, sft_micro_losses
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from trainer.losses import (
+from trainer.algorithms.losses import (
     dpo_loss,
     dpo_margin,
     gae,

@@ -11,13 +11,13 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Example
-from trainer.supervised import answer_tokens, mean_loss, sft_micro_losses
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The learning algorithms, one file each: its frozen configuration on top, then what it does with pairs and answers."""
