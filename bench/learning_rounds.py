@@ -166,7 +166,14 @@ def run(options: argparse.Namespace, settings: TrainerSettings, checkpoints: Che
         examples = form_examples(joined, sequencer, settings, no_media, ["bench"])
         learn, held_out = split_held_out(examples.critiques, settings.critique_held_out)
         anchors = [Example(TokenSequence(seed.prompt, seed.answer), seed.response_id) for seed in examples.seeds]
-        critic = train_critic(world, critic_path, mix(learn, replay, anchors, settings), held_out, settings)
+        critic = train_critic(
+            world,
+            critic_path,
+            mix(learn, replay, anchors, settings.critique, settings.seed),
+            held_out,
+            settings.critique,
+            settings.optim,
+        )
         replay += learn
         critic_path = checkpoints.write(f"critique-{number}", critic.tensors)
         critic_skills = skills_of(critic_path)
@@ -179,7 +186,7 @@ def run(options: argparse.Namespace, settings: TrainerSettings, checkpoints: Che
         pairs = examples.pairs + improvement.pairs
         random.Random(number).shuffle(pairs)
         pairs = pairs[: settings.max_pairs]
-        trained = train_dpo(world, policy_path, policy_path, pairs, examples.imitations, settings)
+        trained = train_dpo(world, policy_path, policy_path, pairs, examples.imitations, settings.dpo, settings.optim)
         policy_path = checkpoints.write(f"policy-{number}", trained.tensors)
         policy = skills_of(policy_path)
         success = policy.success("heldout", options.eval, 11)

@@ -2,28 +2,31 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from anyloop.modality import Modality
 from anyloop.sequence import OutputGrammar, SequenceLayout
 from trainer.batches import Batch, TokenSequence, collate, group_by_length
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class AnswerModel(nn.Module):
     """A causal LM, projected to the vocabulary only where an answer token is predicted: most positions are prompt."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: "PreTrainedModel") -> None:
         super().__init__()
         self.lm = lm
 
     @classmethod
     def load(cls, checkpoint: Path) -> "AnswerModel":
         """The checkpoint in fp32, in training mode without dropout."""
-        return cls(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True))
+        return cls(_load_lm(checkpoint))
 
     def forward(self, input_ids: Tensor, index: Tensor) -> Tensor:
         """`[rows, time]`, flat positions `[tokens]` to logits `[tokens, vocabulary]`."""
@@ -34,7 +37,7 @@ class AnswerModel(nn.Module):
 class ScalarModel(nn.Module):
     """The backbone of an LM and one number per position: a reward model or a value function."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: "PreTrainedModel") -> None:
         super().__init__()
         self.backbone = lm.get_decoder()
         self.head = nn.Linear(lm.config.hidden_size, 1)
@@ -43,12 +46,18 @@ class ScalarModel(nn.Module):
 
     @classmethod
     def load(cls, checkpoint: Path) -> "ScalarModel":
-        return cls(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True))
+        return cls(_load_lm(checkpoint))
 
     def forward(self, input_ids: Tensor, index: Tensor) -> Tensor:
         """`[rows, time]`, flat positions `[n]` to numbers `[n]`."""
         hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.head(hidden.flatten(0, 1)[index]).squeeze(-1)
+
+
+def _load_lm(checkpoint: Path) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM  # settings import the algorithms: they must not wait for this
+
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
 
 
 def token_logprobs(module: nn.Module, batch: Batch, allowed: Tensor | None = None) -> Tensor:

@@ -141,9 +141,10 @@ class CandidateMaker:
                 trained = self._context.world.call(
                     train_critic,
                     self._context.registry.path(parent),
-                    mix(learn, replay, anchors, trainer),
+                    mix(learn, replay, anchors, trainer.critique, trainer.seed),
                     held_out + old_held_out[: 2 * len(held_out)],
-                    trainer,
+                    trainer.critique,
+                    trainer.optim,
                 )
             reached(FaultPoint.CRITIC_TRAINED)
             report.metrics |= trained.metrics
@@ -187,8 +188,8 @@ class CandidateMaker:
         reference = self._context.registry.path(base) if trainer.reference == "base" else start
         imitations = [one for one in examples.imitations if len(one.sequence) <= trainer.max_tokens]
         if trainer.algorithm == "dpo":
-            return world.call(train_dpo, start, reference, pairs, imitations, trainer)
-        reward, reward_metrics = world.call(train_reward_model, start, pairs, trainer)
+            return world.call(train_dpo, start, reference, pairs, imitations, trainer.dpo, trainer.optim)
+        reward, reward_metrics = world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
         log.info("reward model: %s", reward_metrics)
         prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
 
@@ -205,7 +206,8 @@ class CandidateMaker:
             reference,
             reward,
             imitations,
-            trainer,
+            trainer.ppo,
+            trainer.optim,
             local={"rollouts": rollouts},
         )
         return replace(trained, metrics=reward_metrics | trained.metrics)

@@ -4,10 +4,19 @@ Addresses and folders are in `anyloop.config.Settings`.
 """
 
 import re
-from typing import Literal
+from dataclasses import fields
+from typing import Literal, TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainer.algorithms.dpo import DPOConfig
+from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
+from trainer.algorithms.ppo import PPOConfig
+from trainer.algorithms.reward_model import RewardConfig
+from trainer.optimisation import OptimConfig
+
+Part = TypeVar("Part")
 
 
 class TrainerSettings(BaseSettings):
@@ -63,13 +72,23 @@ class TrainerSettings(BaseSettings):
     staleness_decay: float = Field(0.8, gt=0, le=1, description="Weight of a pair per version its answer is behind")
 
     # Feedback modelling
-    critique_lr: float = Field(3e-4, gt=0)
-    critique_epochs: int = Field(4, ge=0, description="At most; early stopping on held-out critiques ends it sooner")
-    critique_batch: int = Field(16, ge=1, description="Examples per optimiser step")
-    critique_held_out: float = Field(0.1, ge=0, lt=1, description="Share of critiques that only measure")
-    critique_patience: int = Field(1, ge=1, description="Epochs without a better held-out loss before stopping")
-    critique_replay: float = Field(0.5, ge=0, description="Earlier rounds' critiques mixed in, per new one")
-    critique_anchor: float = Field(0.25, ge=0, description="Logged answers mixed in, per critique: keeps perception")
+    critique_lr: float = Field(FeedbackModellingConfig.lr, gt=0)
+    critique_epochs: int = Field(
+        FeedbackModellingConfig.epochs, ge=0, description="At most; early stopping on held-out critiques ends it sooner"
+    )
+    critique_batch: int = Field(FeedbackModellingConfig.batch, ge=1, description="Examples per optimiser step")
+    critique_held_out: float = Field(
+        FeedbackModellingConfig.held_out, ge=0, lt=1, description="Share of critiques that only measure"
+    )
+    critique_patience: int = Field(
+        FeedbackModellingConfig.patience, ge=1, description="Epochs without a better held-out loss before stopping"
+    )
+    critique_replay: float = Field(
+        FeedbackModellingConfig.replay, ge=0, description="Earlier rounds' critiques mixed in, per new one"
+    )
+    critique_anchor: float = Field(
+        FeedbackModellingConfig.anchor, ge=0, description="Logged answers mixed in, per critique: keeps perception"
+    )
     critique_probe: int = Field(48, ge=0, description="Held-out answers the new critique model is asked about")
 
     # Self-improving
@@ -95,45 +114,78 @@ class TrainerSettings(BaseSettings):
     # Optimisation, shared
     reference: Literal["parent", "base"] = Field("parent", description="Which weights the policy is held close to")
     max_tokens: int = Field(384, ge=8, description="Longer sequences are left out, and counted")
-    batch_tokens: int = Field(4096, ge=8, description="Tokens per forward pass, padding included")
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising rate; then cosine to zero")
-    zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage when WORLD_SIZE > 1")
-    seed: int = 0
+    batch_tokens: int = Field(OptimConfig.batch_tokens, ge=8, description="Tokens per forward pass, padding included")
+    weight_decay: float = Field(OptimConfig.weight_decay, ge=0)
+    clip_norm: float = Field(OptimConfig.clip_norm, gt=0)
+    warmup: float = Field(
+        OptimConfig.warmup, ge=0, lt=1, description="Share of the steps with a rising rate; then cosine to zero"
+    )
+    zero_stage: int = Field(OptimConfig.zero_stage, ge=0, le=3, description="DeepSpeed ZeRO stage when WORLD_SIZE > 1")
+    seed: int = OptimConfig.seed
 
     # DPO
-    dpo_lr: float = Field(2e-4, gt=0)
-    dpo_beta: float = Field(0.1, gt=0)
-    dpo_epochs: int = Field(2, ge=1)
-    dpo_batch: int = Field(8, ge=1, description="Pairs per optimiser step")
-    dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of pairs the wrong way round")
-    dpo_sft_coefficient: float = Field(1.0, ge=0, description="Weight of the likelihood of chosen answers beside DPO")
+    dpo_lr: float = Field(DPOConfig.lr, gt=0)
+    dpo_beta: float = Field(DPOConfig.beta, gt=0)
+    dpo_epochs: int = Field(DPOConfig.epochs, ge=1)
+    dpo_batch: int = Field(DPOConfig.batch, ge=1, description="Pairs per optimiser step")
+    dpo_label_smoothing: float = Field(
+        DPOConfig.label_smoothing, ge=0, lt=0.5, description="Assumed share of pairs the wrong way round"
+    )
+    dpo_sft_coefficient: float = Field(
+        DPOConfig.sft_coefficient, ge=0, description="Weight of the likelihood of chosen answers beside DPO"
+    )
 
     # Reward model
-    reward_lr: float = Field(5e-4, gt=0)
-    reward_epochs: int = Field(3, ge=1)
-    reward_batch: int = Field(8, ge=1, description="Pairs per optimiser step")
-    reward_regularisation: float = Field(0.001, ge=0)
+    reward_lr: float = Field(RewardConfig.lr, gt=0)
+    reward_epochs: int = Field(RewardConfig.epochs, ge=1)
+    reward_batch: int = Field(RewardConfig.batch, ge=1, description="Pairs per optimiser step")
+    reward_regularisation: float = Field(RewardConfig.regularisation, ge=0)
 
     # PPO
-    ppo_actor_lr: float = Field(3e-5, gt=0)
-    ppo_critic_lr: float = Field(1e-4, gt=0)
-    ppo_iterations: int = Field(3, ge=1, description="Rollout and update turns per round")
-    ppo_rollouts: int = Field(128, ge=1, description="Answers sampled per turn")
-    ppo_epochs: int = Field(2, ge=1, description="Passes over each turn's rollouts")
-    ppo_batch: int = Field(32, ge=1, description="Rollouts per optimiser step")
-    ppo_kl: float = Field(0.02, ge=0)
-    ppo_gamma: float = Field(1.0, gt=0, le=1)
-    ppo_lambda: float = Field(0.95, gt=0, le=1)
-    ppo_clip: float = Field(0.2, gt=0)
-    ppo_value_clip: float = Field(5.0, gt=0)
-    ppo_sft_coefficient: float = Field(0.0, ge=0, description="Weight of the likelihood of chosen answers beside PPO")
+    ppo_actor_lr: float = Field(PPOConfig.actor_lr, gt=0)
+    ppo_critic_lr: float = Field(PPOConfig.critic_lr, gt=0)
+    ppo_iterations: int = Field(PPOConfig.iterations, ge=1, description="Rollout and update turns per round")
+    ppo_rollouts: int = Field(PPOConfig.rollouts, ge=1, description="Answers sampled per turn")
+    ppo_epochs: int = Field(PPOConfig.epochs, ge=1, description="Passes over each turn's rollouts")
+    ppo_batch: int = Field(PPOConfig.batch, ge=1, description="Rollouts per optimiser step")
+    ppo_kl: float = Field(PPOConfig.kl, ge=0)
+    ppo_gamma: float = Field(PPOConfig.gamma, gt=0, le=1)
+    ppo_lambda: float = Field(PPOConfig.lambda_, gt=0, le=1)
+    ppo_clip: float = Field(PPOConfig.clip, gt=0)
+    ppo_value_clip: float = Field(PPOConfig.value_clip, gt=0)
+    ppo_sft_coefficient: float = Field(
+        PPOConfig.sft_coefficient, ge=0, description="Weight of the likelihood of chosen answers beside PPO"
+    )
 
     # Publishing
     swap_timeout_s: float = Field(120.0, gt=0, description="How long a replica may take to serve a new critique model")
     gate_timeout_s: float = Field(600.0, ge=0, description="How long a round waits for the gate; 0 does not wait")
     keep_checkpoints: int = Field(20, ge=2, description="Versions kept per lineage")
+
+    @property
+    def critique(self) -> FeedbackModellingConfig:
+        return self._part(FeedbackModellingConfig, "critique_")
+
+    @property
+    def dpo(self) -> DPOConfig:
+        return self._part(DPOConfig, "dpo_")
+
+    @property
+    def reward(self) -> RewardConfig:
+        return self._part(RewardConfig, "reward_")
+
+    @property
+    def ppo(self) -> PPOConfig:
+        return self._part(PPOConfig, "ppo_")
+
+    @property
+    def optim(self) -> OptimConfig:
+        return self._part(OptimConfig, "")
+
+    def _part(self, kind: type[Part], prefix: str) -> Part:
+        """The flat settings with `prefix` as a configuration of their own (`lambda_` is the setting `..._lambda`)."""
+        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, prefix + name.rstrip("_")) for name in names})
 
     @property
     def late_after_s(self) -> float | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TrainerSettings
 from trainer.distributed import World
+from trainer.optimisation import OptimConfig
 
 BETAS = (0.9, 0.95)
 
@@ -26,8 +26,8 @@ class Engine(ABC):
 
     module: nn.Module
 
-    def __init__(self, lr: float, total_steps: int, settings: TrainerSettings) -> None:
-        self._lr, self._total, self._warmup = lr, max(total_steps, 1), settings.warmup
+    def __init__(self, lr: float, total_steps: int, optim: OptimConfig) -> None:
+        self._lr, self._total, self._warmup = lr, max(total_steps, 1), optim.warmup
         self.steps = 0
 
     def step(self, micro_losses: Sequence[Callable[[], Tensor]]) -> float:
@@ -51,11 +51,11 @@ class Engine(ABC):
 class AdamWEngine(Engine):
     """One process: torch's AdamW, no machinery."""
 
-    def __init__(self, module: nn.Module, lr: float, total_steps: int, settings: TrainerSettings) -> None:
-        super().__init__(lr, total_steps, settings)
+    def __init__(self, module: nn.Module, lr: float, total_steps: int, optim: OptimConfig) -> None:
+        super().__init__(lr, total_steps, optim)
         self.module = module
-        self._clip = settings.clip_norm
-        self._optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=settings.weight_decay)
+        self._clip = optim.clip_norm
+        self._optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=optim.weight_decay)
 
     def _update(self, micro_losses: Sequence[Callable[[], Tensor]], rate: float) -> float:
         for group in self._optimizer.param_groups:
@@ -77,17 +77,17 @@ class AdamWEngine(Engine):
 class DeepSpeedEngine(Engine):
     """Several processes: DeepSpeed ZeRO with the same AdamW, schedule and clipping: losses agree with one process."""
 
-    def __init__(self, module: nn.Module, lr: float, total_steps: int, settings: TrainerSettings, world: World) -> None:
+    def __init__(self, module: nn.Module, lr: float, total_steps: int, optim: OptimConfig, world: World) -> None:
         import deepspeed
 
-        super().__init__(lr, total_steps, settings)
-        self._world, self._stage = world, settings.zero_stage
-        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=settings.weight_decay)
+        super().__init__(lr, total_steps, optim)
+        self._world, self._stage = world, optim.zero_stage
+        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=optim.weight_decay)
         config = {
             "train_micro_batch_size_per_gpu": 1,  # only bookkeeping: batches are made by tokens, not by count
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": settings.clip_norm,
-            "zero_optimization": {"stage": settings.zero_stage},
+            "gradient_clipping": optim.clip_norm,
+            "zero_optimization": {"stage": optim.zero_stage},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
@@ -121,8 +121,8 @@ class DeepSpeedEngine(Engine):
         return gathered
 
 
-def open_engine(module: nn.Module, lr: float, total_steps: int, settings: TrainerSettings, world: World) -> Engine:
+def open_engine(module: nn.Module, lr: float, total_steps: int, optim: OptimConfig, world: World) -> Engine:
     """The engine for this world: plain AdamW alone, ZeRO together."""
     if world.size == 1:
-        return AdamWEngine(module, lr, total_steps, settings)
-    return DeepSpeedEngine(module, lr, total_steps, settings, world)
+        return AdamWEngine(module, lr, total_steps, optim)
+    return DeepSpeedEngine(module, lr, total_steps, optim, world)

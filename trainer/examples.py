@@ -3,18 +3,22 @@
 Pure: media in refinements come in as codes that somebody encoded before.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from anyloop.modality import Modality
 from anyloop.sequence import LayoutError, Segment, Sequencer
 from protos.anyloop.v1 import events_pb2, types_pb2
 from trainer.batches import TokenSequence
 from trainer.clients import modalities_of
-from trainer.config import TrainerSettings
 from trainer.join import Joined
+
+if TYPE_CHECKING:  # the settings hold the algorithms' configurations, and algorithms take examples
+    from trainer.config import TrainerSettings
 
 Origin = Literal["refinement", "preference", "verdict", "self-improving"]
 EncodePart = Callable[[types_pb2.ContentPart], Segment]

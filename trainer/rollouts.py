@@ -59,7 +59,10 @@ async def sample_rollouts(
     finally:
         if weights is not None:
             await clear_rollouts(services, registry, key)
-    return [Rollout(request.prompt, one.tokens, one.logprobs, request.modalities) for request, one in kept]
+    return [
+        Rollout(request.prompt, one.tokens, one.logprobs, request.modalities, request.max_tokens)
+        for request, one in kept
+    ]
 
 
 async def _repeatable(

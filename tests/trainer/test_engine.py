@@ -31,8 +31,8 @@ else:
     likes = [Example(TokenSequence((5, i), (6, 7)), str(i)) for i in range(3)]
     settings = TrainerSettings(dpo_lr=1e-3, dpo_epochs=2, dpo_batch=3, batch_tokens=32, critique_batch=3,
                                critique_epochs=2, critique_patience=9, zero_stage=int(sys.argv[3]))
-    dpo = world.call(train_dpo, checkpoint, checkpoint, pairs, likes, settings)
-    critic = world.call(train_critic, checkpoint, likes, likes, settings)
+    dpo = world.call(train_dpo, checkpoint, checkpoint, pairs, likes, settings.dpo, settings.optim)
+    critic = world.call(train_critic, checkpoint, likes, likes, settings.critique, settings.optim)
     out.write_text(json.dumps({
         "moved": [dpo.metrics[n] for n in ("chosen_logprob_change", "rejected_logprob_change")],
         "critic": critic.metrics["critique_loss_after"],

@@ -5,6 +5,7 @@ Log-probabilities are summed over the answer tokens; the reference's are compute
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,26 @@ from trainer.algorithms.losses import dpo_loss, dpo_margin
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate, group_by_length, shuffled_steps, steps_in
-from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example, Pair
+from trainer.optimisation import OptimConfig
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """The settings with the prefix `dpo_`."""
+
+    lr: float = 2e-4
+    beta: float = 0.1  # how strongly a pair's margin counts against leaving the reference
+    epochs: int = 2
+    batch: int = 8  # pairs per optimiser step
+    label_smoothing: float = 0.0  # assumed share of pairs the wrong way round
+    sft_coefficient: float = 1.0  # weight of the likelihood of chosen answers beside DPO
+
 
 Scored = tuple[Pair, float, float]  # a pair with the reference's summed log-probabilities of chosen and rejected
 
@@ -32,25 +46,26 @@ def train_dpo(
     reference: Path,
     pairs: list[Pair],
     imitations: list[Example],
-    settings: TrainerSettings,
+    config: DPOConfig,
+    optim: OptimConfig,
 ) -> Trained:
     """Continues `checkpoint` on `pairs`, held close to `reference`. `imitations` enter through the SFT coefficient."""
     module = AnswerModel.load(checkpoint)
     anchor = module if reference == checkpoint else AnswerModel.load(reference)
-    scored = reference_scores(anchor, pairs, settings.batch_tokens)
-    total = steps_in(len(pairs), settings.dpo_batch, settings.dpo_epochs)
-    engine = open_engine(module, settings.dpo_lr, total, settings, world)
+    scored = reference_scores(anchor, pairs, optim.batch_tokens)
+    total = steps_in(len(pairs), config.batch, config.epochs)
+    engine = open_engine(module, config.lr, total, optim, world)
     history: list[dict[str, float]] = []
-    for number, step in enumerate(shuffled_steps(len(scored), settings.dpo_batch, settings.dpo_epochs, settings.seed)):
-        extra = imitations[number % total :: total] if settings.dpo_sft_coefficient else []
-        history.append(dpo_step(engine, [scored[i] for i in step], extra, settings, world))
+    for number, step in enumerate(shuffled_steps(len(scored), config.batch, config.epochs, optim.seed)):
+        extra = imitations[number % total :: total] if config.sft_coefficient else []
+        history.append(dpo_step(engine, [scored[i] for i in step], extra, config, optim, world))
         if number % 5 == 0 or number + 1 == total:
             log.info("dpo step %d of %d: %s", number + 1, total, _rounded(history[-1]))
     metrics: dict[str, Any] = {"pairs": len(pairs), "dpo_steps": len(history)}
     for name in history[0] if history else ():
         metrics[f"dpo_{name}_first"] = history[0][name]
         metrics[f"dpo_{name}_last"] = sum(one[name] for one in history[-5:]) / len(history[-5:])
-    metrics |= movement(engine, scored, settings)
+    metrics |= movement(engine, scored, optim)
     return Trained(lm_tensors(engine.tensors()), metrics)
 
 
@@ -62,7 +77,12 @@ def reference_scores(reference: AnswerModel, pairs: Sequence[Pair], batch_tokens
 
 
 def dpo_step(
-    engine: Engine, scored: list[Scored], imitations: list[Example], settings: TrainerSettings, world: World
+    engine: Engine,
+    scored: list[Scored],
+    imitations: list[Example],
+    config: DPOConfig,
+    optim: OptimConfig,
+    world: World,
 ) -> dict[str, float]:
     """One update on `scored`. Returns this process's loss, mean margin and share of pairs ranked right."""
     mine = world.shard(scored)
@@ -78,31 +98,31 @@ def dpo_step(
         sums = batch.sum_rows(logprobs).view(-1, 2)
         reference = torch.tensor([[chosen, rejected] for (_, chosen, rejected), _ in pairs])
         weights = torch.tensor([pair.weight * scale for (pair, _, _), scale in pairs])
-        margin = dpo_margin(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1], settings.dpo_beta)
+        margin = dpo_margin(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1], config.beta)
         margins.append(margin.detach())
         # dpo_loss is a weighted mean; the part's share of the step's weight makes the parts add up to the whole mean.
-        loss = dpo_loss(margin, weights, settings.dpo_label_smoothing) * weights.sum() / total_weight
-        if settings.dpo_sft_coefficient:
+        loss = dpo_loss(margin, weights, config.label_smoothing) * weights.sum() / total_weight
+        if config.sft_coefficient:
             liked = (sums[:, 0] * weights).sum()
-            loss = loss - settings.dpo_sft_coefficient * liked / liked_tokens
+            loss = loss - config.sft_coefficient * liked / liked_tokens
         return loss
 
     lengths = [max(len(sequence) for sequence in pair.sequences) for (pair, _, _), _ in mine]
     parts: list[Callable[[], Tensor]] = [
         lambda group=group: part(group)  # type: ignore[misc]
-        for group in group_by_length(lengths, settings.batch_tokens // 2)
+        for group in group_by_length(lengths, optim.batch_tokens // 2)
     ]
     if imitations:
         shard = world.shard(imitations)
         examples = [example for example, _ in shard]
-        scales = [scale * settings.dpo_sft_coefficient for _, scale in shard]
-        parts += sft_micro_losses(engine, examples, scales, liked_tokens, settings.batch_tokens)
+        scales = [scale * config.sft_coefficient for _, scale in shard]
+        parts += sft_micro_losses(engine, examples, scales, liked_tokens, optim.batch_tokens)
     loss = engine.step(parts)
     margin = torch.cat(margins)
     return {"loss": loss, "margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
 
 
-def movement(engine: Engine, scored: Sequence[Scored], settings: TrainerSettings, sample: int = 64) -> dict[str, float]:
+def movement(engine: Engine, scored: Sequence[Scored], optim: OptimConfig, sample: int = 64) -> dict[str, float]:
     """How far the policy went: change of log-probability per answer, and a KL estimate from the rejected answers.
 
     Rejected answers were mostly sampled from the reference, so the mean of `ref - policy` over them stands for
@@ -110,7 +130,7 @@ def movement(engine: Engine, scored: Sequence[Scored], settings: TrainerSettings
     """
     some = list(scored[:: max(1, len(scored) // sample)])
     sequences: list[TokenSequence] = [sequence for pair, _, _ in some for sequence in pair.sequences]
-    sums = [float(row.sum()) for row in score_sequences(engine.module, sequences, settings.batch_tokens)]
+    sums = [float(row.sum()) for row in score_sequences(engine.module, sequences, optim.batch_tokens)]
     chosen = [now - before for now, (_, before, _) in zip(sums[0::2], some, strict=True)]
     rejected = [now - before for now, (_, _, before) in zip(sums[1::2], some, strict=True)]
     count = max(len(some), 1)

@@ -9,18 +9,32 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
-from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Example
+from trainer.optimisation import OptimConfig
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeedbackModellingConfig:
+    """The settings with the prefix `critique_`."""
+
+    lr: float = 3e-4
+    epochs: int = 4  # at most; early stopping on held-out critiques ends it sooner; 0 trains no critique model
+    batch: int = 16  # examples per optimiser step
+    held_out: float = 0.1  # share of critiques that only measure
+    patience: int = 1  # epochs without a better held-out loss before stopping
+    replay: float = 0.5  # earlier rounds' critiques mixed in, per new one
+    anchor: float = 0.25  # logged answers mixed in, per critique: keeps perception
 
 
 def split_held_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -34,12 +48,16 @@ def split_held_out(examples: Sequence[Example], share: float) -> tuple[list[Exam
 
 
 def mix(
-    fresh: Sequence[Example], replay: Sequence[Example], anchors: Sequence[Example], settings: TrainerSettings
+    fresh: Sequence[Example],
+    replay: Sequence[Example],
+    anchors: Sequence[Example],
+    config: FeedbackModellingConfig,
+    seed: int,
 ) -> list[Example]:
     """New critiques with the configured shares of earlier critiques and of logged answers."""
-    choose = random.Random(settings.seed)
+    choose = random.Random(seed)
     mixed = list(fresh)
-    for pool, share in ((replay, settings.critique_replay), (anchors, settings.critique_anchor)):
+    for pool, share in ((replay, config.replay), (anchors, config.anchor)):
         mixed += choose.sample(list(pool), min(len(pool), round(share * len(fresh))))
     return mixed
 
@@ -49,18 +67,19 @@ def train_critic(
     checkpoint: Path,
     examples: list[Example],
     held_out: list[Example],
-    settings: TrainerSettings,
+    config: FeedbackModellingConfig,
+    optim: OptimConfig,
 ) -> Trained:
     """Continues `checkpoint` on `examples`; the epoch with the lowest loss on `held_out` wins, the start included."""
     module = AnswerModel.load(checkpoint)
-    total = steps_in(len(examples), settings.critique_batch, settings.critique_epochs)
-    engine = open_engine(module, settings.critique_lr, total, settings, world)
-    before = mean_loss(engine.module, held_out, settings.batch_tokens)
+    total = steps_in(len(examples), config.batch, config.epochs)
+    engine = open_engine(module, config.lr, total, optim, world)
+    before = mean_loss(engine.module, held_out, optim.batch_tokens)
     best, best_tensors, best_epoch = before, engine.tensors(), 0
     losses: list[float] = []
     waited = 0
-    for epoch in range(1, settings.critique_epochs + 1):
-        for step in shuffled_steps(len(examples), settings.critique_batch, 1, settings.seed + epoch):
+    for epoch in range(1, config.epochs + 1):
+        for step in shuffled_steps(len(examples), config.batch, 1, optim.seed + epoch):
             chosen = [examples[i] for i in step]
             mine = world.shard(chosen)
             parts = sft_micro_losses(
@@ -68,16 +87,16 @@ def train_critic(
                 [example for example, _ in mine],
                 [weight for _, weight in mine],
                 answer_tokens(chosen),
-                settings.batch_tokens,
+                optim.batch_tokens,
             )
             losses.append(engine.step(parts))
-        now = mean_loss(engine.module, held_out, settings.batch_tokens)
+        now = mean_loss(engine.module, held_out, optim.batch_tokens)
         log.info("critique model, epoch %d: training %.3f, held out %.3f", epoch, losses[-1], now)
         if math.isnan(now) or now < best:
             best, best_tensors, best_epoch, waited = now, engine.tensors(), epoch, 0
             continue
         waited += 1
-        if waited >= settings.critique_patience:
+        if waited >= config.patience:
             break
     metrics = {
         "critique_examples": len(examples),

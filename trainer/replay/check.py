@@ -1,6 +1,6 @@
 """`python -m trainer.replay.check ALGORITHM [NAME=VALUE...]`: would the trainer take these settings in a replay?
 
-Prints all of them as JSON, or what is wrong on stderr with exit code 2. It loads nothing that learns, so it is quick.
+Prints all of them as JSON, or what is wrong on stderr with exit code 2. It loads no model, so it is quick.
 """
 
 import sys

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from anyloop.modality import Modality
 from anyloop.sequence import Sequencer, Turn
-from trainer.algorithms.dpo import train_dpo
-from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
-from trainer.algorithms.ppo import Rollout, train_ppo
-from trainer.algorithms.reward_model import reward_scores, train_reward_model
+from trainer.algorithms.dpo import DPOConfig, train_dpo
+from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, mix, split_held_out, train_critic
+from trainer.algorithms.ppo import PPOConfig, Rollout, train_ppo
+from trainer.algorithms.reward_model import RewardConfig, reward_scores, train_reward_model
 from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
-from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.examples import Example, Pair
+from trainer.optimisation import OptimConfig
 
 WORDS = ("red", "blue", "small", "large")
 
@@ -43,9 +43,9 @@ def reloaded(checkpoint: Path, tensors: dict[str, Tensor]) -> AnswerModel:
 
 
 def test_dpo_raises_the_margin_of_every_pair(checkpoint: Path, sequencer: Sequencer) -> None:
-    settings = TrainerSettings(dpo_lr=1e-3, dpo_epochs=3, dpo_batch=4, dpo_sft_coefficient=0.0)
+    config = DPOConfig(lr=1e-3, epochs=3, batch=4, sft_coefficient=0.0)
     pairs = toy_pairs(sequencer)
-    trained = train_dpo(World(), checkpoint, checkpoint, pairs, [], settings)
+    trained = train_dpo(World(), checkpoint, checkpoint, pairs, [], config, OptimConfig())
     sequences = [sequence for pair in pairs for sequence in pair.sequences]
     before = [float(row.sum()) for row in score_sequences(AnswerModel.load(checkpoint), sequences, 4096)]
     after = [float(row.sum()) for row in score_sequences(reloaded(checkpoint, trained.tensors), sequences, 4096)]
@@ -58,14 +58,10 @@ def test_dpo_raises_the_margin_of_every_pair(checkpoint: Path, sequencer: Sequen
 
 def test_dpo_on_many_small_batches_equals_one_large_batch(checkpoint: Path, sequencer: Sequencer) -> None:
     imitations = [Example(pair.sequences[0], pair.source) for pair in toy_pairs(sequencer)[:5]]
+    config = DPOConfig(lr=1e-3, batch=6, sft_coefficient=0.5)
     results = [
         train_dpo(
-            World(),
-            checkpoint,
-            checkpoint,
-            toy_pairs(sequencer),
-            imitations,
-            TrainerSettings(dpo_lr=1e-3, dpo_batch=6, batch_tokens=tokens, dpo_sft_coefficient=0.5),
+            World(), checkpoint, checkpoint, toy_pairs(sequencer), imitations, config, OptimConfig(batch_tokens=tokens)
         )
         for tokens in (64, 4096)
     ]
@@ -76,8 +72,8 @@ def test_dpo_on_many_small_batches_equals_one_large_batch(checkpoint: Path, sequ
 def test_the_liked_term_keeps_chosen_answers_likely(checkpoint: Path, sequencer: Sequencer) -> None:
     changes = []
     for coefficient in (0.0, 1.0):
-        settings = TrainerSettings(dpo_lr=1e-3, dpo_epochs=2, dpo_batch=4, dpo_sft_coefficient=coefficient)
-        trained = train_dpo(World(), checkpoint, checkpoint, toy_pairs(sequencer), [], settings)
+        config = DPOConfig(lr=1e-3, epochs=2, batch=4, sft_coefficient=coefficient)
+        trained = train_dpo(World(), checkpoint, checkpoint, toy_pairs(sequencer), [], config, OptimConfig())
         changes.append(trained.metrics["chosen_logprob_change"])
     assert changes[1] > changes[0]
 
@@ -89,8 +85,8 @@ def test_the_critique_model_learns_critiques_it_was_not_trained_on(checkpoint: P
         return Example(TokenSequence(prompt, said(sequencer, f"It should be {WORDS[i % 4]}.")), f"r{i}")
 
     learn, held_out = split_held_out([example(i) for i in range(40)], 0.25)
-    settings = TrainerSettings(critique_lr=5e-3, critique_epochs=6, critique_batch=4)
-    trained = train_critic(World(), checkpoint, learn, held_out, settings)
+    config = FeedbackModellingConfig(lr=5e-3, epochs=6, batch=4)
+    trained = train_critic(World(), checkpoint, learn, held_out, config, OptimConfig())
     assert trained.metrics["critique_loss_after"] < 0.7 * trained.metrics["critique_loss_before"]
     assert trained.metrics["critique_held_out"] == len(held_out) > 3
 
@@ -99,8 +95,8 @@ def test_a_critique_model_that_only_gets_worse_stays_as_it_was(checkpoint: Path,
     prompt = asked(sequencer, "Draw.")
     learn = [Example(TokenSequence(prompt, said(sequencer, "wrong wrong")), "a")] * 8
     held_out = [Example(TokenSequence(prompt, said(sequencer, "Quite another thing 123")), "b")]
-    settings = TrainerSettings(critique_lr=1.0, critique_epochs=3, critique_batch=4, warmup=0.0)
-    trained = train_critic(World(), checkpoint, learn, held_out, settings)
+    config = FeedbackModellingConfig(lr=1.0, epochs=3, batch=4)
+    trained = train_critic(World(), checkpoint, learn, held_out, config, OptimConfig(warmup=0.0))
     assert trained.metrics["critique_epochs"] == 0
     assert trained.metrics["critique_loss_after"] == trained.metrics["critique_loss_before"]
     original = AnswerModel.load(checkpoint).lm.state_dict()
@@ -119,16 +115,16 @@ def test_the_mix_holds_every_new_critique_and_the_configured_shares() -> None:
     def some(name: str, count: int) -> list[Example]:
         return [Example(TokenSequence((1,), (2,)), f"{name}{i}") for i in range(count)]
 
-    settings = TrainerSettings(critique_replay=0.5, critique_anchor=0.25)
-    mixed = mix(some("new", 20), some("old", 100), some("anchor", 3), settings)
+    config = FeedbackModellingConfig(replay=0.5, anchor=0.25)
+    mixed = mix(some("new", 20), some("old", 100), some("anchor", 3), config, seed=0)
     names = [one.source.rstrip("0123456789") for one in mixed]
     assert (names.count("new"), names.count("old"), names.count("anchor")) == (20, 10, 3)
 
 
 def test_the_reward_model_scores_chosen_above_rejected(checkpoint: Path, sequencer: Sequencer) -> None:
     pairs = toy_pairs(sequencer)
-    settings = TrainerSettings(reward_lr=3e-3, reward_epochs=4, reward_batch=6)
-    tensors, metrics = train_reward_model(World(), checkpoint, pairs, settings)
+    config = RewardConfig(lr=3e-3, epochs=4, batch=6)
+    tensors, metrics = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
     assert metrics["reward_accuracy"] == 1.0
     model = ScalarModel.load(checkpoint)
     model.load_state_dict(tensors)
@@ -168,11 +164,9 @@ def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
         "trainer.algorithms.ppo.reward_scores",
         lambda model, sequences, tokens: [1.0 if one.answer[0] in early else 0.0 for one in sequences],
     )
-    settings = TrainerSettings(
-        ppo_iterations=5, ppo_rollouts=64, ppo_batch=32, ppo_epochs=3, ppo_actor_lr=1e-2, ppo_critic_lr=1e-2, ppo_kl=0.0
-    )
+    config = PPOConfig(iterations=5, rollouts=64, batch=32, epochs=3, actor_lr=1e-2, critic_lr=1e-2, kl=0.0)
     reward_tensors = ScalarModel.load(checkpoint).state_dict()
-    trained = train_ppo(World(), checkpoint, checkpoint, reward_tensors, [], settings, rollouts=bandit)
+    trained = train_ppo(World(), checkpoint, checkpoint, reward_tensors, [], config, OptimConfig(), rollouts=bandit)
     assert trained.metrics["ppo_reward_last"] > trained.metrics["ppo_reward_first"] + 0.25
     assert trained.metrics["ppo_ratio_first_first"] == pytest.approx(1.0, abs=1e-4)  # logged and recomputed agree
     assert trained.metrics["ppo_turns"] == 5

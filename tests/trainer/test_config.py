@@ -1,0 +1,38 @@
+"""Settings are flat for users and grouped for the algorithms; the defaults stand once, in the algorithms."""
+
+from dataclasses import fields
+
+import pytest
+
+from trainer.algorithms.dpo import DPOConfig
+from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
+from trainer.algorithms.ppo import PPOConfig
+from trainer.algorithms.reward_model import RewardConfig
+from trainer.config import TrainerSettings
+from trainer.optimisation import OptimConfig
+
+PARTS = [
+    ("critique", "critique_", FeedbackModellingConfig),
+    ("dpo", "dpo_", DPOConfig),
+    ("reward", "reward_", RewardConfig),
+    ("ppo", "ppo_", PPOConfig),
+    ("optim", "", OptimConfig),
+]
+
+
+@pytest.mark.parametrize(("name", "prefix", "kind"), PARTS, ids=[part[0] for part in PARTS])
+def test_every_field_of_an_algorithm_is_a_setting_with_its_default(name: str, prefix: str, kind: type) -> None:
+    settings = TrainerSettings()
+    flat = TrainerSettings.model_fields
+    for field in fields(kind):
+        setting = flat[prefix + field.name.rstrip("_")]
+        assert setting.default == field.default, setting
+        assert setting.annotation == kind.__annotations__[field.name], setting
+    assert getattr(settings, name) == kind()
+
+
+def test_an_environment_variable_reaches_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYLOOP_TRAINER_PPO_LAMBDA", "0.5")
+    monkeypatch.setenv("ANYLOOP_TRAINER_BATCH_TOKENS", "64")
+    settings = TrainerSettings(dpo_beta=0.3)
+    assert (settings.ppo.lambda_, settings.optim.batch_tokens, settings.dpo.beta) == (0.5, 64, 0.3)
