@@ -19,6 +19,7 @@ def feedback(
     ] = None,
     label: Annotated[bool | None, typer.Option("--good/--bad", help="A plain verdict.")] = None,
     preferred_over: Annotated[str, typer.Option(help="Another response id that is worse.")] = "",
+    comparison: Annotated[str, typer.Option(help="In words, how it compares with --preferred-over.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="Free label (repeatable).")] = None,
     idempotency_key: Annotated[str, typer.Option(help="The same key is counted once, however often it is sent.")] = "",
     dry_run: Annotated[bool, typer.Option(help="Check only; nothing is stored.")] = False,
@@ -36,6 +37,7 @@ def feedback(
         "rating": ratings(rating or []),
         "label": label,
         "preferred_over": preferred_over or None,
+        "comparison": comparison or None,
         "tags": tag or None,
     }
     if all(value is None for value in said.values()):

@@ -40,6 +40,7 @@ def kinds(feedback: feedback_pb2.Feedback) -> list[str]:
         "rating": bool(feedback.ratings),
         "label": feedback.HasField("label"),
         "preference": bool(feedback.preferred_over),
+        "comparison": bool(feedback.comparison.strip()),
         "tags": bool(feedback.tags),
     }
     return [kind for kind, present in carried.items() if present]
@@ -198,8 +199,9 @@ def check(request: feedback_pb2.SubmitFeedbackRequest) -> None:
             raise invalid(f"'{name}' is not an id: 1-128 letters, digits and _ . : -", name)
     if not kinds(feedback):
         raise invalid("nothing is said: set critique, refinement, rating, label, preferred_over or tags")
-    if len(feedback.critique) > _CRITIQUE_CHARS:
-        raise invalid(f"the critique is over {_CRITIQUE_CHARS} characters; shorten it", "critique")
+    for name in ("critique", "comparison"):
+        if len(getattr(feedback, name)) > _CRITIQUE_CHARS:
+            raise invalid(f"the {name} is over {_CRITIQUE_CHARS} characters; shorten it", name)
     for dimension, score in feedback.ratings.items():
         if not dimension or len(dimension) > _NAME_CHARS:
             raise invalid(f"a rating's dimension is a name of 1-{_NAME_CHARS} characters", "rating")
@@ -213,5 +215,7 @@ def check(request: feedback_pb2.SubmitFeedbackRequest) -> None:
         raise invalid("preferred_over needs response_id, the better one", "response_id")
     if feedback.preferred_over and feedback.preferred_over == feedback.response_id:
         raise invalid("preferred_over names the response itself; name the worse one", "preferred_over")
+    if feedback.comparison and not feedback.preferred_over:
+        raise invalid("comparison needs preferred_over, the response it compares with", "comparison")
     if len(request.idempotency_key) > 256:
         raise invalid("an idempotency key has at most 256 characters", "idempotency_key")

@@ -239,6 +239,9 @@ class FeedbackRequest(Strict):
     ) = None
     label: bool | None = Field(None, description="Good (true) or bad")
     preferred_over: Name | None = Field(None, description="Another response id, worse than response_id")
+    comparison: Annotated[str, Field(max_length=8192)] | None = Field(
+        None, description="In words, how it compares with preferred_over"
+    )
     tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)] | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     dry_run: bool = False

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.anyloop.v1 import types_pb2 as protos_dot_anyloop_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/anyloop/v1/feedback.proto\x12\nanyloop.v1\x1a\x1dprotos/anyloop/v1/types.proto\"\x9f\x02\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x10\n\x08\x63ritique\x18\x03 \x01(\t\x12+\n\nrefinement\x18\x04 \x03(\x0b\x32\x17.anyloop.v1.ContentPart\x12\x32\n\x07ratings\x18\x05 \x03(\x0b\x32!.anyloop.v1.Feedback.RatingsEntry\x12\x12\n\x05label\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0epreferred_over\x18\x07 \x01(\t\x12\x0c\n\x04tags\x18\x08 \x03(\t\x1a.\n\x0cRatingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_label\"i\n\x15SubmitFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.anyloop.v1.Feedback\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"O\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\r\n\x05\x65\x61rly\x18\x03 \x01(\x08\x32j\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12W\n\x0eSubmitFeedback\x12!.anyloop.v1.SubmitFeedbackRequest\x1a\".anyloop.v1.SubmitFeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/anyloop/v1/feedback.proto\x12\nanyloop.v1\x1a\x1dprotos/anyloop/v1/types.proto\"\xb3\x02\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x10\n\x08\x63ritique\x18\x03 \x01(\t\x12+\n\nrefinement\x18\x04 \x03(\x0b\x32\x17.anyloop.v1.ContentPart\x12\x32\n\x07ratings\x18\x05 \x03(\x0b\x32!.anyloop.v1.Feedback.RatingsEntry\x12\x12\n\x05label\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0epreferred_over\x18\x07 \x01(\t\x12\x0c\n\x04tags\x18\x08 \x03(\t\x12\x12\n\ncomparison\x18\t \x01(\t\x1a.\n\x0cRatingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_label\"i\n\x15SubmitFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.anyloop.v1.Feedback\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"O\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\r\n\x05\x65\x61rly\x18\x03 \x01(\x08\x32j\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12W\n\x0eSubmitFeedback\x12!.anyloop.v1.SubmitFeedbackRequest\x1a\".anyloop.v1.SubmitFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEEDBACK_RATINGSENTRY']._loaded_options = None
   _globals['_FEEDBACK_RATINGSENTRY']._serialized_options = b'8\001'
   _globals['_FEEDBACK']._serialized_start=80
-  _globals['_FEEDBACK']._serialized_end=367
-  _globals['_FEEDBACK_RATINGSENTRY']._serialized_start=311
-  _globals['_FEEDBACK_RATINGSENTRY']._serialized_end=357
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=369
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=474
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=476
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=555
-  _globals['_FEEDBACKSERVICE']._serialized_start=557
-  _globals['_FEEDBACKSERVICE']._serialized_end=663
+  _globals['_FEEDBACK']._serialized_end=387
+  _globals['_FEEDBACK_RATINGSENTRY']._serialized_start=331
+  _globals['_FEEDBACK_RATINGSENTRY']._serialized_end=377
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=389
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=494
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=496
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=575
+  _globals['_FEEDBACKSERVICE']._serialized_start=577
+  _globals['_FEEDBACKSERVICE']._serialized_end=683
 # @@protoc_insertion_point(module_scope)

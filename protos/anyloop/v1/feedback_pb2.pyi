@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Feedback(_message.Message):
-    __slots__ = ("response_id", "conversation_id", "critique", "refinement", "ratings", "label", "preferred_over", "tags")
+    __slots__ = ("response_id", "conversation_id", "critique", "refinement", "ratings", "label", "preferred_over", "tags", "comparison")
     class RatingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class Feedback(_message.Message):
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PREFERRED_OVER_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
     response_id: str
     conversation_id: str
     critique: str
@@ -32,7 +33,8 @@ class Feedback(_message.Message):
     label: bool
     preferred_over: str
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, response_id: _Optional[str] = ..., conversation_id: _Optional[str] = ..., critique: _Optional[str] = ..., refinement: _Optional[_Iterable[_Union[_types_pb2.ContentPart, _Mapping]]] = ..., ratings: _Optional[_Mapping[str, float]] = ..., label: _Optional[bool] = ..., preferred_over: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    comparison: str
+    def __init__(self, response_id: _Optional[str] = ..., conversation_id: _Optional[str] = ..., critique: _Optional[str] = ..., refinement: _Optional[_Iterable[_Union[_types_pb2.ContentPart, _Mapping]]] = ..., ratings: _Optional[_Mapping[str, float]] = ..., label: _Optional[bool] = ..., preferred_over: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., comparison: _Optional[str] = ...) -> None: ...
 
 class SubmitFeedbackRequest(_message.Message):
     __slots__ = ("feedback", "idempotency_key", "dry_run")

@@ -73,6 +73,7 @@ def feedback_to_proto(body: FeedbackRequest, key: str, links: MediaLinks) -> fee
         conversation_id=body.conversation_id or "",
         critique=(body.critique or "").strip(),
         preferred_over=body.preferred_over or "",
+        comparison=(body.comparison or "").strip(),
         tags=body.tags or [],
     )
     if body.refinement:

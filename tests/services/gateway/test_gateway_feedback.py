@@ -51,6 +51,13 @@ async def test_each_kind_is_in_the_log_and_counted(world: Any, said: dict[str, A
     assert await metric(world, kind) == before + 1
 
 
+async def test_a_preference_may_say_in_words_how_the_two_compare(world: Any) -> None:
+    taken = await give(world, response_id="r", preferred_over="other", comparison=" clearer than the other ")
+    (event,) = await logged(world)
+    assert taken["kinds"] == ["preference", "comparison"]
+    assert event.feedback.comparison == "clearer than the other"
+
+
 async def test_a_label_of_false_is_kept_apart_from_no_label(world: Any) -> None:
     await give(world, response_id="r", label=False)
     await give(world, response_id="r", critique="x")
@@ -145,6 +152,7 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"response_id": "r", "label": "yes"}, "valid boolean"),
     ({"response_id": "r", "preferred_over": "r"}, "name the worse one"),
     ({"conversation_id": "c", "preferred_over": "r"}, "needs response_id"),
+    ({"response_id": "r", "comparison": "clearer"}, "comparison needs preferred_over"),
     ({"response_id": "../r", "label": True}, "response_id"),
     ({"response_id": "r", "critique": "x", "mood": "bad"}, "unknown field 'mood'"),
     ({"response_id": "r", "critique": "x" * 9000}, "at most 8192"),

@@ -1,9 +1,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyloop.log.join import join
 from protos.anyloop.v1 import events_pb2
 from tests.trainer.events import feedback, response
-from trainer.join import join
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 RESPONSES = st.lists(NAMES, unique=True)
