@@ -3,13 +3,13 @@
 Addresses and folders are in `anyloop.config.Settings`.
 """
 
-import re
 from dataclasses import fields
 from typing import Literal, TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from anyloop.approval import RIGHT_PATTERN, RIGHT_TEXT, approves
 from trainer.algorithms.dpo import DPOConfig
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
 from trainer.algorithms.ppo import PPOConfig
@@ -57,10 +57,9 @@ class TrainerSettings(BaseSettings):
     )
 
     # What words and numbers mean
-    right_text: str = Field("This is correct.", description="What the critique model says of a good answer")
+    right_text: str = Field(RIGHT_TEXT, description="What the critique model says of a good answer")
     right_pattern: str = Field(
-        r"^(good, |yes, )?(this|that|it|everything|all|all of it) (is|looks|seems|sounds) "
-        r"(all )?(right|correct|good|fine|perfect)\W*$|^(right|correct|perfect|good)\W*$",
+        RIGHT_PATTERN,
         description="A critique whose last sentence matches this (lower case) says that the answer is right",
     )
     right_rating: float = Field(0.75, ge=0, le=1, description="A rating (overall, or the mean) from here up says right")
@@ -194,6 +193,4 @@ class TrainerSettings(BaseSettings):
 
     def says_right(self, critique: str) -> bool:
         """Whether a critique approves of the answer: its last sentence gives the verdict."""
-        text = " ".join(critique.lower().split())
-        verdict = re.split(r"(?<=[.!?;])\s", text)[-1]
-        return verdict == self.right_text.lower() or re.match(self.right_pattern, verdict) is not None
+        return approves(critique, self.right_text, self.right_pattern)
