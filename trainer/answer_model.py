@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from anyloop.modality import Modality
 from anyloop.sequence import OutputGrammar, SequenceLayout
-from trainer.batches import Batch, TokenSequence, collate, group_by_length
+from trainer.batches import Batch, TokenSequence
+from trainer.shared_prefix import Sharing, group_answers, tree_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,10 +30,12 @@ class AnswerModel(nn.Module):
         """The checkpoint in fp32, in training mode without dropout."""
         return cls(_load_lm(checkpoint))
 
-    def forward(self, input_ids: Tensor, index: Tensor) -> Tensor:
-        """`[rows, time]`, flat positions `[tokens]` to logits `[tokens, vocabulary]`."""
-        hidden = self.lm.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.lm.get_output_embeddings()(hidden.flatten(0, 1)[index])
+    def forward(
+        self, input_ids: Tensor, index: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """The `inputs` of a Batch to logits `[tokens, vocabulary]` at the places `index`."""
+        hidden = hidden_states(self.lm.get_decoder(), input_ids, positions, segments)
+        return self.lm.get_output_embeddings()(hidden[index])
 
 
 class ScalarModel(nn.Module):
@@ -48,10 +52,24 @@ class ScalarModel(nn.Module):
     def load(cls, checkpoint: Path) -> "ScalarModel":
         return cls(_load_lm(checkpoint))
 
-    def forward(self, input_ids: Tensor, index: Tensor) -> Tensor:
-        """`[rows, time]`, flat positions `[n]` to numbers `[n]`."""
-        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[index]).squeeze(-1)
+    def forward(
+        self, input_ids: Tensor, index: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """The `inputs` of a Batch to numbers `[n]` at the places `index`."""
+        return self.head(hidden_states(self.backbone, input_ids, positions, segments)[index]).squeeze(-1)
+
+
+def hidden_states(
+    backbone: nn.Module, input_ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+) -> Tensor:
+    """The last layer's output at every place, flat: `[rows * time, hidden]`."""
+    if segments is None:
+        return backbone(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    mask = tree_mask(segments)
+    if getattr(backbone.config, "_attn_implementation", None) == "eager":  # it adds the mask to the scores
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    output = backbone(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output.last_hidden_state.flatten(0, 1)
 
 
 def _load_lm(checkpoint: Path) -> "PreTrainedModel":
@@ -66,19 +84,22 @@ def token_logprobs(module: nn.Module, batch: Batch, allowed: Tensor | None = Non
     `allowed` `[tokens, vocabulary]` restricts the distribution as the serving engine's grammar did, so that importance
     ratios against its logged log-probabilities are exact.
     """
-    logits = module(batch.input_ids, batch.index).float()
+    logits = module(*batch.inputs(batch.index)).float()
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf"))
-    return logits.gather(-1, batch.targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    # One pass over the vocabulary, and one buffer of its size for the backward pass.
+    return -cross_entropy(logits, batch.targets, reduction="none")
 
 
 @torch.no_grad()
-def score_sequences(module: nn.Module, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[Tensor]:
+def score_sequences(
+    module: nn.Module, sequences: Sequence[TokenSequence], batch_tokens: int, sharing: Sharing | None = None
+) -> list[Tensor]:
     """Answer-token log-probabilities of each sequence, in their order."""
     scores: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for group in group_by_length([len(sequence) for sequence in sequences], batch_tokens):
-        batch = collate([sequences[i] for i in group])
-        for i, row in zip(group, batch.split_rows(token_logprobs(module, batch)), strict=True):
+    for group in group_answers(sequences, batch_tokens, sharing):
+        batch = group.collate(sequences)
+        for i, row in zip(group.order, batch.split_rows(token_logprobs(module, batch)), strict=True):
             scores[i] = row
     return scores
 

@@ -25,10 +25,12 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences as tensors. Positions are flat indices into `rows * time`.
+    """Sequences as tensors. Places are flat indices into `rows * time`.
 
-    `input_ids` `[rows, time]`; `index` `[tokens]` the position before each answer token; `targets` `[tokens]` the
-    answer tokens; `owner` `[tokens]` their row; `last` `[rows]` the position of each sequence's final token.
+    `input_ids` `[rows, time]`; `index` `[tokens]` the place before each answer token; `targets` `[tokens]` the
+    answer tokens; `owner` `[tokens]` their sequence; `last` `[sequences]` the place of each sequence's final token.
+    Where several sequences share a row (`trainer.shared_prefix`), `positions` and `segments`, both `[rows, time]`, say
+    where in its sequence each token stands and whether it is of the prompt (0) or of which answer (1, 2, ...).
     """
 
     input_ids: Tensor
@@ -36,18 +38,31 @@ class Batch:
     targets: Tensor
     owner: Tensor
     last: Tensor
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    def inputs(self, index: Tensor) -> tuple[Tensor, ...]:
+        """What an AnswerModel or a ScalarModel takes to give its output at the places `index`."""
+        if self.positions is None or self.segments is None:
+            return self.input_ids, index
+        return self.input_ids, index, self.positions, self.segments
 
     @property
-    def rows(self) -> int:
-        return int(self.input_ids.shape[0])
+    def sequences(self) -> int:
+        return len(self.last)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Answer tokens of each sequence, `[sequences]`."""
+        return torch.bincount(self.owner, minlength=self.sequences)
 
     def sum_rows(self, values: Tensor) -> Tensor:
-        """`[tokens]` to the sum of each row, `[rows]`."""
-        return values.new_zeros(self.rows).index_add(0, self.owner, values)
+        """`[tokens]` to the sum of each sequence, `[sequences]`."""
+        return values.new_zeros(self.sequences).index_add(0, self.owner, values)
 
     def split_rows(self, values: Tensor) -> list[Tensor]:
-        """`[tokens]` to one tensor per row."""
-        return list(values.split(torch.bincount(self.owner, minlength=self.rows).tolist()))
+        """`[tokens]` to one tensor per sequence."""
+        return list(values.split(self.lengths.tolist()))
 
 
 def collate(sequences: Sequence[TokenSequence]) -> Batch:
