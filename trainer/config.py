@@ -15,6 +15,7 @@ from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
 from trainer.algorithms.ppo import PPOConfig
 from trainer.algorithms.reward_model import RewardConfig
 from trainer.optimisation import OptimConfig
+from trainer.robust import RobustConfig
 
 Part = TypeVar("Part")
 
@@ -91,7 +92,12 @@ class TrainerSettings(BaseSettings):
     critique_probe: int = Field(48, ge=0, description="Held-out answers the new critique model is asked about")
 
     # Self-improving
-    filter: Literal["none", "critique"] = Field("critique", description="Keep a refinement only if the critic approves")
+    filter: Literal["none", "critique", "reward"] = Field(
+        "critique",
+        description="Which refinements become pairs: all; those that the critique model approves; or those that a"
+        " reward model, trained on people's pairs and on confident ones, puts filter_margin above the answer",
+    )
+    filter_margin: float = Field(0.5, description="Least margin of the reward filter; 0.5 is odds of 1.6 to 1")
     fresh_per_prompt: int = Field(1, ge=0, description="New answers sampled per logged prompt")
     max_fresh: int = Field(400, ge=0, description="New answers sampled per round")
     max_pairs: int = Field(
@@ -109,6 +115,47 @@ class TrainerSettings(BaseSettings):
     max_answer_tokens: int = Field(96, ge=1)
     max_critique_tokens: int = Field(96, ge=1)
     request_timeout_s: float = Field(120.0, gt=0)
+
+    # Whose word counts, and how much
+    max_principal_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Most of the weight of a round's critiques, and of its pairs, that rests on one principal; where"
+        " fewer than 1/share speak, an equal part",
+    )
+    robust_share: float = Field(
+        RobustConfig.share,
+        ge=0,
+        le=0.5,
+        description="Share of statements that may be wrong or hostile: as many of the least believed are left out, the"
+        " rest weighs what it is believed; 0 believes everybody",
+    )
+    robust_folds: int = Field(
+        RobustConfig.folds,
+        ge=0,
+        description="Critique models learned to check statements against those of others; 0 asks the serving one alone",
+    )
+
+    # Rounds that do not forget
+    replay_pairs: float = Field(0.25, ge=0, description="Earlier rounds' pairs trained on again, per new one")
+    replay_decay: float = Field(0.7, gt=0, le=1, description="Weight of a replayed pair per round that it is old")
+    replay_rounds: int = Field(4, ge=1, description="Rounds whose pairs are kept for replay and for watching")
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How far the weight of pairs is evened out over kinds of work (the media of prompt and answer): 1"
+        " makes all equal",
+    )
+    forgetting: Literal["off", "watch", "average"] = Field(
+        "watch",
+        description="Measure held-out pairs per kind of work before and after training; average also goes back towards"
+        " the parent's weights as far as it takes until none got worse",
+    )
+    forgetting_held_out: float = Field(
+        0.1, ge=0, lt=1, description="Share of pairs that only watch, in rounds of a hundred pairs or more"
+    )
 
     # Optimisation, shared
     reference: Literal["parent", "base"] = Field("parent", description="Which weights the policy is held close to")
@@ -164,6 +211,10 @@ class TrainerSettings(BaseSettings):
     @property
     def critique(self) -> FeedbackModellingConfig:
         return self._part(FeedbackModellingConfig, "critique_")
+
+    @property
+    def robust(self) -> RobustConfig:
+        return self._part(RobustConfig, "robust_")
 
     @property
     def dpo(self) -> DPOConfig:

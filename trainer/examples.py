@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from anyloop.modality import Modality
@@ -16,6 +17,7 @@ from protos.anyloop.v1 import events_pb2, types_pb2
 from trainer.batches import TokenSequence
 from trainer.clients import modalities_of
 from trainer.join import Joined
+from trainer.statements import Kind, Statement, Trust, agreed, critique_words, last_words, trust_in, verdict_of
 
 if TYPE_CHECKING:  # the settings hold the algorithms' configurations, and algorithms take examples
     from trainer.config import TrainerSettings
@@ -26,16 +28,17 @@ EncodePart = Callable[[types_pb2.ContentPart], Segment]
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the answer to learn. `source` is the response id it comes from."""
+    """A prompt and the answer to learn. `source`: the response id it comes from; `voices`: the principals behind it."""
 
     sequence: TokenSequence
     source: str
     weight: float = 1.0
+    voices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`chosen` is better than `rejected` as an answer to `prompt`."""
+    """`chosen` is better than `rejected` as an answer to `prompt`. `voices`: principals who say so; () if none did."""
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
@@ -43,6 +46,7 @@ class Pair:
     origin: Origin
     source: str
     weight: float = 1.0
+    voices: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> tuple[TokenSequence, TokenSequence]:
@@ -60,6 +64,7 @@ class Seed:
     verdict: bool | None  # people's: right, wrong, or silent
     critique: str
     weight: float
+    voices: tuple[str, ...] = ()  # who gave the critique, or where there is none the verdict
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Examples:
     pairs: list[Pair] = field(default_factory=list)
     imitations: list[Example] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -85,31 +91,6 @@ def closed_answer(tokens: Sequence[int], end: int, finished: bool) -> tuple[int,
     return (*body, end) if finished or end in tokens else body
 
 
-def verdict_of(event: events_pb2.FeedbackEvent, settings: TrainerSettings) -> bool | None:
-    """Whether a statement says right or wrong; None if neither. The label speaks first, then words, then the rating."""
-    feedback = event.feedback
-    if feedback.HasField("label"):
-        return bool(feedback.label)
-    if feedback.critique.strip():
-        return settings.says_right(feedback.critique)
-    if feedback.ratings:
-        ratings = feedback.ratings.values()
-        rating = feedback.ratings["overall"] if "overall" in feedback.ratings else sum(ratings) / len(ratings)
-        if rating >= settings.right_rating:
-            return True
-        if rating < settings.wrong_rating:
-            return False
-    return False if feedback.refinement else None
-
-
-def critique_words(event: events_pb2.FeedbackEvent, settings: TrainerSettings) -> str:
-    """What the critique model should say of this answer; "" when the feedback does not tell."""
-    feedback = event.feedback
-    if feedback.critique.strip():
-        return str(feedback.critique).strip()
-    return settings.right_text if verdict_of(event, settings) is True else ""
-
-
 def form_examples(
     joined: Sequence[Joined],
     sequencer: Sequencer,
@@ -117,16 +98,18 @@ def form_examples(
     encode: EncodePart,
     versions: Sequence[str],
     told: Container[str] = (),
+    trust: Trust = MappingProxyType({}),
 ) -> Examples:
     """Turns a round's joined feedback into examples. `versions` are the policy versions, oldest first, serving last.
 
-    `told`: ids of feedback that a critique model has learned from already.
+    `told`: ids of feedback that a critique model has learned from already. `trust`: what is known against statements;
+    one that is trusted in nothing is as if it had not been made.
     """
     found = Examples()
     behind = {version: len(versions) - 1 - at for at, version in enumerate(versions)}
     for response, said in _by_response(joined):
         try:
-            _add_response(found, response, said, sequencer, settings, encode, behind, told)
+            _ResponseReader(found, response, sequencer, settings, encode, behind, trust).read(said, told)
         except LayoutError:
             found.left_out["not_a_sequence_of_this_model"] += len(said)
     found.pairs.extend(_verdict_pairs(found.seeds))
@@ -141,75 +124,140 @@ def _by_response(joined: Sequence[Joined]) -> Iterable[tuple[events_pb2.Response
         yield said[0].response, said
 
 
-def _add_response(
-    found: Examples,
-    response: events_pb2.ResponseEvent,
-    said: list[Joined],
-    sequencer: Sequencer,
-    settings: TrainerSettings,
-    encode: EncodePart,
-    behind: dict[str, int],
-    told: Container[str],
-) -> None:
-    end = sequencer.layout.end
-    prompt = tuple(response.prompt_token_ids)
-    finished = response.finish_reason == types_pb2.FINISH_REASON_STOP
-    answer = closed_answer(list(response.output_token_ids), end, finished)
-    if not prompt or not answer or response.finish_reason == types_pb2.FINISH_REASON_CANCELLED:
-        found.left_out["empty_or_cancelled_answer"] += len(said)
-        return
-    _check_range(prompt + answer, sequencer)
-    turns, segments = sequencer.parse_prompt(prompt), sequencer.parse(answer)
-    age = _age(response, behind)
-    weight = staleness_weight(age, settings)
-    if age > settings.max_versions_behind:
-        found.left_out["stale_downweighted" if weight else "stale"] += 1
+class _ResponseReader:
+    """Adds to `found` what was said of one response. Raises LayoutError on tokens that are not this model's."""
 
-    last_word = _last_verdicts(said, settings)
-    standing = [
-        one for one in said if verdict_of(one.feedback, settings) in (None, last_word.get(one.feedback.principal))
-    ]
-    if taken_back := len(said) - len(standing):
-        found.left_out["taken_back"] += taken_back
-    for one in standing:
-        words = critique_words(one.feedback, settings)
-        if words and one.feedback.feedback_id not in told:
-            asked = tuple(sequencer.critique_prompt(turns, segments))
-            critique = TokenSequence(asked, tuple(sequencer.answer([words])))
-            found.critiques.append(Example(critique, response.response_id))
-        if one.feedback.feedback.refinement:
-            try:
-                better = tuple(sequencer.answer([encode(part) for part in one.feedback.feedback.refinement]))
-            except LayoutError:
-                found.left_out["refinement_that_cannot_be_encoded"] += 1
-                continue
-            found.imitations.append(Example(TokenSequence(prompt, better), response.response_id))
-            if weight and better != answer:
-                found.pairs.append(Pair(prompt, better, answer, "refinement", response.response_id, weight))
-        if one.worse is not None:
-            if tuple(one.worse.prompt_token_ids) != prompt:
-                found.left_out["preference_between_different_prompts"] += 1
-                continue
-            closed = one.worse.finish_reason == types_pb2.FINISH_REASON_STOP
-            worse = closed_answer(list(one.worse.output_token_ids), end, closed)
-            _check_range(worse, sequencer)
-            if weight and worse and worse != answer:
-                found.pairs.append(Pair(prompt, answer, worse, "preference", response.response_id, weight))
+    def __init__(
+        self,
+        found: Examples,
+        response: events_pb2.ResponseEvent,
+        sequencer: Sequencer,
+        settings: TrainerSettings,
+        encode: EncodePart,
+        behind: dict[str, int],
+        trust: Trust,
+    ) -> None:
+        self._found, self._response, self._sequencer = found, response, sequencer
+        self._settings, self._encode, self._trust = settings, encode, trust
+        self._prompt = tuple(response.prompt_token_ids)
+        self._finished = response.finish_reason == types_pb2.FINISH_REASON_STOP
+        self._answer = closed_answer(list(response.output_token_ids), sequencer.layout.end, self._finished)
+        self._age = _age(response, behind)
+        self._weight = staleness_weight(self._age, settings)
 
-    if weight:
-        agreed = _agreed(last_word.values())
-        words = next(
-            (
-                str(one.feedback.feedback.critique).strip()
-                for one in reversed(standing)
-                if one.feedback.feedback.critique.strip() and not settings.says_right(one.feedback.feedback.critique)
-            ),
-            "",
+    def read(self, said: list[Joined], told: Container[str]) -> None:
+        found, settings = self._found, self._settings
+        if not self._prompt or not self._answer or self._response.finish_reason == types_pb2.FINISH_REASON_CANCELLED:
+            found.left_out["empty_or_cancelled_answer"] += len(said)
+            return
+        _check_range(self._prompt + self._answer, self._sequencer)
+        self._turns = self._sequencer.parse_prompt(self._prompt)
+        self._asked = self._critique_prompt(self._answer)
+        if self._age > settings.max_versions_behind:
+            found.left_out["stale_downweighted" if self._weight else "stale"] += 1
+
+        believed = [one for one in said if trust_in(self._trust, one) > 0]
+        if doubted := len(said) - len(believed):
+            found.left_out["unreliable"] += doubted
+        last = last_words(believed, settings)
+        verdicts = {name: verdict_of(one.feedback, settings) for name, one in last.items()}
+        standing = [
+            one
+            for one in believed
+            if verdict_of(one.feedback, settings) in (None, verdicts.get(one.feedback.principal))
+        ]
+        if taken_back := len(believed) - len(standing):
+            found.left_out["taken_back"] += taken_back
+        for one in standing:
+            self._add_words(one, told)
+            self._add_refinement(one)
+            self._add_preference(one)
+        if self._weight:
+            self._add_seed(standing, last)
+
+    def _add_words(self, one: Joined, told: Container[str]) -> None:
+        """What the critique model is to learn, and what it may be asked about."""
+        verdict = verdict_of(one.feedback, self._settings)
+        words = critique_words(one.feedback, self._settings)
+        name, trust = one.feedback.principal, trust_in(self._trust, one)
+        if words:
+            critique = TokenSequence(self._asked, tuple(self._sequencer.answer([words])))
+            self._state(one, verdict, "words", critique)
+            if one.feedback.feedback_id not in told:
+                self._found.critiques.append(Example(critique, self._response.response_id, trust, (name,)))
+        elif verdict is False and not one.feedback.feedback.refinement:
+            self._state(one, verdict, "denial", self._approval(self._asked))
+
+    def _add_refinement(self, one: Joined) -> None:
+        if not one.feedback.feedback.refinement:
+            return
+        try:
+            better = tuple(self._sequencer.answer([self._encode(part) for part in one.feedback.feedback.refinement]))
+        except LayoutError:
+            self._found.left_out["refinement_that_cannot_be_encoded"] += 1
+            return
+        trust = trust_in(self._trust, one)
+        shown = Example(TokenSequence(self._prompt, better), self._response.response_id, trust, self._voice(one))
+        self._found.imitations.append(shown)
+        self._prefer(one, better, self._answer, "refinement")
+
+    def _add_preference(self, one: Joined) -> None:
+        if one.worse is None:
+            return
+        if tuple(one.worse.prompt_token_ids) != self._prompt:
+            self._found.left_out["preference_between_different_prompts"] += 1
+            return
+        closed = one.worse.finish_reason == types_pb2.FINISH_REASON_STOP
+        worse = closed_answer(list(one.worse.output_token_ids), self._sequencer.layout.end, closed)
+        _check_range(worse, self._sequencer)
+        if worse:
+            self._prefer(one, self._answer, worse, "preference")
+
+    def _prefer(self, one: Joined, better: tuple[int, ...], worse: tuple[int, ...], origin: Origin) -> None:
+        if better == worse:
+            return
+        if not critique_words(one.feedback, self._settings):  # else the words are what it is judged by
+            asked = [self._critique_prompt(answer) for answer in (better, worse)]
+            self._state(one, None, "preference", *map(self._approval, asked))
+        if self._weight:
+            weight = self._weight * trust_in(self._trust, one)
+            source = self._response.response_id
+            self._found.pairs.append(Pair(self._prompt, better, worse, origin, source, weight, self._voice(one)))
+
+    def _add_seed(self, standing: Sequence[Joined], last: dict[str, Joined]) -> None:
+        settings = self._settings
+        votes = [
+            (bool(verdict_of(one.feedback, settings)), trust_in(self._trust, one), name) for name, one in last.items()
+        ]
+        verdict = agreed((vote, trust) for vote, trust, _ in votes)
+        voters = [(trust, name) for vote, trust, name in votes if vote is verdict]
+        words = ""
+        for one in reversed(standing):
+            critique = str(one.feedback.feedback.critique).strip()
+            if critique and not settings.says_right(critique):
+                words, voters = critique, [(trust_in(self._trust, one), one.feedback.principal)]
+                break
+        weight = self._weight * (sum(trust for trust, _ in voters) / len(voters) if voters else 1.0)
+        voices = tuple(name for _, name in voters)
+        source, modalities = self._response.response_id, modalities_of(self._response.modalities)
+        if verdict is True and self._finished:
+            self._found.imitations.append(Example(TokenSequence(self._prompt, self._answer), source, weight, voices))
+        self._found.seeds.append(Seed(source, self._prompt, self._answer, modalities, verdict, words, weight, voices))
+
+    def _critique_prompt(self, answer: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self._sequencer.critique_prompt(self._turns, self._sequencer.parse(answer)))
+
+    def _approval(self, asked: tuple[int, ...]) -> TokenSequence:
+        return TokenSequence(asked, tuple(self._sequencer.answer([self._settings.right_text])))
+
+    def _voice(self, one: Joined) -> tuple[str, ...]:
+        return (one.feedback.principal,)
+
+    def _state(self, one: Joined, verdict: bool | None, kind: Kind, *sequences: TokenSequence) -> None:
+        event, source = one.feedback, self._response.response_id
+        self._found.statements.append(
+            Statement(event.feedback_id, event.principal, source, verdict, kind, tuple(sequences))
         )
-        modalities = modalities_of(response.modalities)
-        if agreed is True and finished:
-            found.imitations.append(Example(TokenSequence(prompt, answer), response.response_id, weight))
-        found.seeds.append(Seed(response.response_id, prompt, answer, modalities, agreed, words, weight))
 
 
 def _check_range(tokens: Sequence[int], sequencer: Sequencer) -> None:
@@ -221,23 +269,6 @@ def _check_range(tokens: Sequence[int], sequencer: Sequencer) -> None:
 def _age(response: events_pb2.ResponseEvent, behind: dict[str, int]) -> int:
     """Versions between the oldest weights that made the answer and the serving ones; unknown versions are ancient."""
     return max((behind.get(span.version, len(behind)) for span in response.version_spans), default=0)
-
-
-def _last_verdicts(said: Sequence[Joined], settings: TrainerSettings) -> dict[str, bool]:
-    """One verdict per voice, its last: a person who speaks twice has changed their mind, not doubled their vote."""
-    verdicts: dict[str, bool] = {}
-    for one in said:
-        verdict = verdict_of(one.feedback, settings)
-        if verdict is not None:
-            verdicts[one.feedback.principal] = verdict
-    return verdicts
-
-
-def _agreed(verdicts: Iterable[bool]) -> bool | None:
-    """What the most voices say; None on a tie."""
-    votes = list(verdicts)
-    balance = 2 * sum(votes) - len(votes)
-    return None if balance == 0 else balance > 0
 
 
 def _verdict_pairs(seeds: Sequence[Seed]) -> list[Pair]:
@@ -252,5 +283,6 @@ def _verdict_pairs(seeds: Sequence[Seed]) -> list[Pair]:
         if seed.verdict is False and better:
             chosen = better[len(pairs) % len(better)]
             weight = min(chosen.weight, seed.weight)
-            pairs.append(Pair(seed.prompt, chosen.answer, seed.answer, "verdict", seed.response_id, weight))
+            voices = tuple(dict.fromkeys(seed.voices + chosen.voices))
+            pairs.append(Pair(seed.prompt, chosen.answer, seed.answer, "verdict", seed.response_id, weight, voices))
     return pairs

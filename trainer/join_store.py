@@ -15,7 +15,9 @@ from pathlib import Path
 
 from protos.anyloop.v1 import events_pb2
 from trainer.join import Joined, distinct, join, named_responses
+from trainer.replay_buffer import ReplayBuffer
 from trainer.state_file import StateFile, StateInUse
+from trainer.trust_store import TrustStore
 
 __all__ = ["JoinStore", "Offsets", "Round", "StateInUse", "Unjoined"]
 
@@ -66,6 +68,8 @@ class JoinStore:
 
     def __init__(self, path: Path, late_after_s: float | None = None) -> None:
         self._db = StateFile(path)
+        self.pairs = ReplayBuffer(self._db)
+        self.trust = TrustStore(self._db)
         self._late_ms = _NEVER_LATE if late_after_s is None else int(late_after_s * 1000)
         if self._db.migrated:
             self._db.execute(_SETTLE + "1")
@@ -279,18 +283,24 @@ class JoinStore:
         return {name: int(self._db.rows(query)[0][0]) for name, query in queries.items()}
 
     def prune(self, older_than: float, forget_before: float = 0.0, responses_before: float | None = None) -> int:
-        """Deletes the content of used feedback that arrived before `older_than` (Unix seconds) and responses that
-        arrived before `responses_before` (None: as old); forgets even the ids of what was used or left out and arrived
-        before `forget_before`.
+        """Deletes the content of used feedback that arrived before `older_than` (Unix seconds), the pairs of rounds
+        that began before it, and responses that arrived before `responses_before` (None: as old); forgets even the ids
+        of what was used or left out and arrived before `forget_before`.
 
         What a round may yet claim stays. Returns the number of responses deleted.
         """
         settled = "round <= 0 OR round IN (SELECT id FROM round WHERE state = 'finished')"
         unclaimed = "SELECT 1 FROM feedback f WHERE f.round IS NULL AND f.delay IS NOT NULL AND f."
         with self._db.transaction():
-            self._db.execute("DELETE FROM feedback WHERE arrived < ? AND (" + settled + ")", (forget_before,))
+            forgotten = "feedback WHERE arrived < ? AND (" + settled + ")"
+            self._db.execute(f"DELETE FROM trust WHERE id IN (SELECT id FROM {forgotten})", (forget_before,))
+            self._db.execute(f"DELETE FROM {forgotten}", (forget_before,))
             self._db.execute(
                 "UPDATE feedback SET data = x'' WHERE arrived < ? AND data != x'' AND (" + settled + ")", (older_than,)
+            )
+            self._db.execute(
+                "DELETE FROM pairs WHERE round IN (SELECT id FROM round WHERE started < ? AND state = 'finished')",
+                (older_than,),
             )
             return self._db.execute(
                 f"DELETE FROM response WHERE arrived < ? AND NOT EXISTS ({unclaimed}response = response.id)"

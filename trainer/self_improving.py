@@ -1,7 +1,8 @@
 """Self-improving (arXiv 2412.15838, step 2): y ~ policy(x), c ~ critique(x, y), y* ~ policy(x, y, c), so y* ≻ y.
 
 People's own critiques are used where they gave one; the critique model speaks for the rest and for freshly sampled
-answers. With the `critique` filter a refinement counts only if the critique model finds it right.
+answers. With the `critique` filter a refinement counts only if the critique model finds it right; what the `reward`
+filter keeps is decided in `trainer.pair_filter`.
 """
 
 import logging
@@ -30,13 +31,27 @@ class Attempt:
     weight: float
     critique: str = ""
     right: bool = False
+    voices: tuple[str, ...] = ()  # the people whose critique it is
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refinement over its answer. `approved`: the critique model's verdict on it, None where it was not asked."""
+
+    pair: Pair
+    approved: bool | None
 
 
 @dataclass
 class Improvement:
-    """Pairs made, and counts of what became of every answer looked at."""
+    """Pairs made, and counts of what became of every answer looked at.
+
+    `refined`: all refinements, whatever the filter says. `pairs` has those that it keeps; none yet of the `reward`
+    filter's.
+    """
 
     pairs: list[Pair] = field(default_factory=list)
+    refined: list[Refined] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -54,7 +69,15 @@ class SelfImprover:
         result = Improvement()
         known = {seed.prompt: seed for seed in seeds if seed.verdict is True}
         attempts = [
-            Attempt(seed.prompt, seed.answer, seed.modalities, seed.response_id, seed.weight, seed.critique)
+            Attempt(
+                seed.prompt,
+                seed.answer,
+                seed.modalities,
+                seed.response_id,
+                seed.weight,
+                seed.critique,
+                voices=seed.voices if seed.critique else (),
+            )
             for seed in seeds
             # An answer that people call wrong beside one that they call right is a pair already.
             if seed.verdict is not True and not (seed.verdict is False and seed.prompt in known)
@@ -67,7 +90,9 @@ class SelfImprover:
         for attempt in wrong:
             if attempt.prompt in known:  # people have said what a right answer is: nothing needs to be refined
                 chosen = known[attempt.prompt]
-                self._keep(result, attempt, chosen.answer, min(attempt.weight, chosen.weight))
+                voices = tuple(dict.fromkeys(attempt.voices + chosen.voices))
+                pair = _pair(attempt, chosen.answer, min(attempt.weight, chosen.weight), voices)
+                self._keep(result, [pair] if chosen.answer != attempt.answer else [])
         await self._refine([attempt for attempt in wrong if attempt.prompt not in known], result)
         log.info("self-improving: %s", dict(result.counts))
         return result
@@ -140,18 +165,21 @@ class SelfImprover:
             else:
                 refined.append((attempt, sample.tokens))
         result.counts["refined"] = len(refined)
-        if self._settings.filter == "critique":
+        approved: list[bool | None] = [None] * len(refined)
+        if self._settings.filter != "none":
             said = await self.ask([(attempt.prompt, tokens) for attempt, tokens in refined])
-            approved = [one for one, words in zip(refined, said, strict=True) if self._settings.says_right(words)]
-            result.counts["filtered_out"] = len(refined) - len(approved)
-            refined = approved
-        for attempt, tokens in refined:
-            self._keep(result, attempt, tokens, attempt.weight)
+            approved = [self._settings.says_right(words) for words in said]
+            result.counts["approved"] = sum(one is True for one in approved)
+        for (attempt, tokens), verdict in zip(refined, approved, strict=True):
+            result.refined.append(Refined(_pair(attempt, tokens, attempt.weight, attempt.voices), verdict))
+        if self._settings.filter != "reward":
+            kept = [one.pair for one in result.refined if one.approved is not False]
+            result.counts["filtered_out"] = len(refined) - len(kept)
+            self._keep(result, kept)
 
-    def _keep(self, result: Improvement, attempt: Attempt, chosen: tuple[int, ...], weight: float) -> None:
-        if chosen != attempt.answer:
-            result.pairs.append(Pair(attempt.prompt, chosen, attempt.answer, "self-improving", attempt.source, weight))
-            result.counts["pairs"] += 1
+    def _keep(self, result: Improvement, pairs: Sequence[Pair]) -> None:
+        result.pairs.extend(pairs)
+        result.counts["pairs"] += len(pairs)
 
     def _request(
         self, prompt: tuple[int, ...], modalities: tuple[Modality, ...], temperature: float, number: int
@@ -182,6 +210,10 @@ async def probe_critic(
         "critique_right_agreement": sum(agree) / len(agree),
         "critique_exact": sum(exact) / len(exact),
     }
+
+
+def _pair(attempt: Attempt, chosen: tuple[int, ...], weight: float, voices: tuple[str, ...]) -> Pair:
+    return Pair(attempt.prompt, chosen, attempt.answer, "self-improving", attempt.source, weight, voices)
 
 
 def _answer_text(sequence: TokenSequence, sequencer: Sequencer) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from protos.anyloop.v1 import events_pb2
 
-_VERSION = 3
+_VERSION = 4
 
 # `feedback.delay` is the time in ms between the response and what was said of it; NULL until they have joined. `part`
 # and `pos` are the place in the feedback topic; NULL when an earlier release wrote the row. `replays` counts how often
@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS round (
   id INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, offsets TEXT NOT NULL, started REAL NOT NULL,
   attempts INTEGER NOT NULL DEFAULT 0, outcome TEXT NOT NULL DEFAULT '', key TEXT NOT NULL DEFAULT ''
 );
+CREATE TABLE IF NOT EXISTS pairs (round INTEGER PRIMARY KEY, made_of TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS trust (id TEXT PRIMARY KEY, round INTEGER NOT NULL, trust REAL NOT NULL) WITHOUT ROWID;
 """
 
 _FROM_1 = """
@@ -113,7 +115,7 @@ class StateFile:
             self._lock = None
 
     def _prepare(self, path: Path) -> bool:
-        """Whether the file was one of an earlier release."""
+        """Whether the file was one of an earlier release, whose feedback has not been settled."""
         version = self.rows("PRAGMA user_version")[0][0]
         if version > _VERSION:
             raise RuntimeError(f"{path} was written by a later release (schema {version}): update this one")
@@ -121,8 +123,8 @@ class StateFile:
             return False
         old = bool(self.rows("SELECT 1 FROM sqlite_master WHERE name = 'feedback'"))
         with self.transaction():
-            first = old and version < 2
-            for statement in ((_FROM_1 if first else "") + (_FROM_2 if old else "") + SCHEMA).split(";"):
+            first, second = old and version < 2, old and version < 3
+            for statement in ((_FROM_1 if first else "") + (_FROM_2 if second else "") + SCHEMA).split(";"):
                 self.execute(statement)
             self.execute(
                 "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (uuid.uuid4().hex[:12],)
@@ -130,7 +132,7 @@ class StateFile:
             if first:
                 self._name_what_waits()
             self.execute(f"PRAGMA user_version={_VERSION}")
-        return old
+        return second
 
     def _name_what_waits(self) -> None:
         for (data,) in self.rows("SELECT data FROM feedback WHERE round IS NULL"):

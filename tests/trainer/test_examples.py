@@ -5,8 +5,9 @@ from anyloop.sequence import Codes, LayoutError, Segment, Sequencer
 from protos.anyloop.v1 import feedback_pb2, types_pb2
 from tests.trainer.events import feedback, response, spoken
 from trainer.config import TrainerSettings
-from trainer.examples import Examples, closed_answer, form_examples, staleness_weight, verdict_of
+from trainer.examples import Examples, closed_answer, form_examples, staleness_weight
 from trainer.join import join
+from trainer.statements import verdict_of
 
 SETTINGS = TrainerSettings()
 VERSIONS = ["policy-000000"]

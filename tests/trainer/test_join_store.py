@@ -265,7 +265,7 @@ def test_no_question_of_a_poll_reads_all_that_is_unclaimed(tmp_path: Path) -> No
     store.prune(1.0)
     store._db._db.set_trace_callback(None)
     statements = [sql for sql in asked if sql.startswith(("SELECT", "UPDATE", "DELETE"))]
-    assert len(statements) == 8
+    assert len(statements) == 10
     plans = {sql: [step[3] for step in store._db.rows(f"EXPLAIN QUERY PLAN {sql}")] for sql in statements}
     steps = [step for plan in plans.values() for step in plan]
     tables = ("SCAN feedback", "SCAN response", "SEARCH feedback", "SEARCH response")

@@ -1,0 +1,78 @@
+"""No single voice steers the model: a cap on the share of a round's weight that comes from one principal.
+
+How many events a principal brings is capped when a round is claimed (`max_per_principal`); here it is what they weigh,
+after everything else has been weighed: one who speaks thirty times as often as others has no thirty votes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Voices = tuple[str, ...]  # the principals whose statements an example rests on; empty for what a model said
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Weights under the cap, and the largest share of one principal before and after."""
+
+    weights: list[float]
+    voices: int
+    capped: int
+    largest_before: float
+    largest_after: float
+
+    def metrics(self, name: str) -> dict[str, float]:
+        return {
+            f"{name}_voices": self.voices,
+            f"{name}_voices_capped": self.capped,
+            f"{name}_largest_share_before": round(self.largest_before, 4),
+            f"{name}_largest_share": round(self.largest_after, 4),
+        }
+
+
+def cap_influence(weights: Sequence[float], voices: Sequence[Voices], max_share: float) -> Influence:
+    """Lowers weights so that no principal holds more than `max_share` of the total.
+
+    An example of several principals counts for each in equal parts. Where fewer than 1/max_share principals speak, and
+    nothing else, the cap is 1 / their number: equal voices are the most that can be asked for; a single one is left
+    as it is.
+    """
+    totals = _totals(weights, voices)
+    if not totals:
+        return Influence(list(weights), 0, 0, 0.0, 0.0)
+    whole = sum(weights)
+    level = _level(sorted(totals.values(), reverse=True), whole, max(max_share, 1 / len(totals)))
+    factor = {name: min(1.0, level / total) if total > 0 else 1.0 for name, total in totals.items()}
+    lowered = [
+        weight * (sum(factor[name] for name in names) / len(names) if names else 1.0)
+        for weight, names in zip(weights, voices, strict=True)
+    ]
+    after = _totals(lowered, voices)
+    return Influence(
+        lowered,
+        len(totals),
+        sum(one < 1 for one in factor.values()),
+        max(totals.values()) / whole if whole else 0.0,
+        max(after.values()) / sum(lowered) if sum(lowered) else 0.0,
+    )
+
+
+def _totals(weights: Sequence[float], voices: Sequence[Voices]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for weight, names in zip(weights, voices, strict=True):
+        for name in names:
+            totals[name] = totals.get(name, 0.0) + weight / len(names)
+    return totals
+
+
+def _level(totals: Sequence[float], whole: float, share: float) -> float:
+    """The most weight that a principal may keep: level = share * (what all keep). `totals` in falling order.
+
+    With the k heaviest at the level and the rest as they are: level = share * (k * level + rest).
+    """
+    rest = whole
+    for count, total in enumerate(totals):
+        if total <= share * (count * total + rest):  # this one fits without a cap, and so do all after it
+            return total if count == 0 else share * rest / (1 - share * count)
+        rest -= total
+    # Only where the cap is 1 / number of voices and nothing else has weight: all come down to the quietest.
+    return totals[-1]

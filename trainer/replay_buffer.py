@@ -1,0 +1,93 @@
+"""The pairs of every round, kept beside the join: for replay in later rounds, and so that a killed round goes on with
+the very pairs it had made.
+
+Self-made pairs come from sampling against services that move on; they cannot be made again. So they are stored, in one
+transaction, before the first step is taken on them.
+"""
+
+import hashlib
+import json
+import random
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trainer.examples import Pair
+from trainer.state_file import StateFile
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one round had: `pairs` it made itself (none replayed), and what it reported about them."""
+
+    round_id: int
+    pairs: list[Pair]
+    metrics: dict[str, Any]
+
+
+class ReplayBuffer:
+    """Rows of the trainer's state file; belongs to the loop that owns it."""
+
+    def __init__(self, state: StateFile) -> None:
+        self._state = state
+
+    def keep(self, round_id: int, made_of: str, pairs: Sequence[Pair], metrics: Mapping[str, Any], rounds: int) -> None:
+        """Stores a round's pairs, instead of what it had; deletes those of rounds older than the last `rounds`."""
+        body = json.dumps({"metrics": dict(metrics), "pairs": [asdict(pair) for pair in pairs]})
+        with self._state.transaction():
+            self._state.execute(
+                "INSERT OR REPLACE INTO pairs (round, made_of, data) VALUES (?, ?, ?)",
+                (round_id, made_of, zlib.compress(body.encode())),
+            )
+            self._state.execute("DELETE FROM pairs WHERE round < ?", (round_id - rounds,))
+
+    def kept(self, round_id: int, made_of: str) -> Kept | None:
+        """What this round stored before it was interrupted, if it was made of the same (see `fingerprint`)."""
+        rows = self._state.rows("SELECT data FROM pairs WHERE round = ? AND made_of = ?", (round_id, made_of))
+        return _read(round_id, rows[0][0]) if rows else None
+
+    def earlier(self, before: int, rounds: int) -> list[tuple[int, Pair]]:
+        """(rounds ago, pair) of the `rounds` rounds before round `before`, newest first.
+
+        Where the gate rejected what a round had made, its machine-made pairs are suspects: only people's own count.
+        """
+        rows = self._state.rows(
+            "SELECT pairs.round, pairs.data, round.outcome FROM pairs JOIN round ON round.id = pairs.round"
+            " WHERE pairs.round < ? AND pairs.round >= ? ORDER BY pairs.round DESC",
+            (before, before - rounds),
+        )
+        return [
+            (before - number, pair)
+            for number, data, outcome in rows
+            for pair in _read(number, data).pairs
+            if outcome != "rejected" or pair.origin != "self-improving"
+        ]
+
+
+def fingerprint(*what: object) -> str:
+    """Names what a round's pairs were made of: the policy, the feedback, the settings."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def replayed(
+    earlier: Sequence[tuple[int, Pair]], fresh: Sequence[Pair], share: float, decay: float, seed: int
+) -> list[Pair]:
+    """Up to `share` * len(fresh) earlier pairs, drawn at random, each of which weighs `decay` per round that it is old
+    times what it weighed then: its rejected answer says less and less about what the policy does now."""
+    known = {(pair.prompt, pair.chosen, pair.rejected) for pair in fresh}
+    aged = [
+        replace(pair, weight=pair.weight * decay**age)
+        for age, pair in earlier
+        if (pair.prompt, pair.chosen, pair.rejected) not in known
+    ]
+    return random.Random(seed).sample(aged, min(len(aged), round(share * len(fresh))))
+
+
+def _read(round_id: int, data: bytes) -> Kept:
+    body = json.loads(zlib.decompress(data))
+    pairs = [
+        Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in pair.items()})
+        for pair in body["pairs"]
+    ]
+    return Kept(round_id, pairs, body["metrics"])
