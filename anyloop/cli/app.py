@@ -8,8 +8,9 @@ import typer
 from typer.core import TyperGroup
 
 from anyloop import __version__
-from anyloop.cli import checkpoints, evaluate, feedback, generate, log, status, topics, up
+from anyloop.cli import checkpoints, feedback, generate, importing, log, status, topics, up
 from anyloop.cli.demo import command as demo
+from anyloop.cli.eval import command as evaluation
 from anyloop.cli.exits import CommandError, ExitCode, as_command_error
 from anyloop.cli.kafka import command as kafka
 from anyloop.cli.output import errors
@@ -70,8 +71,9 @@ app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("feedback")(feedback.feedback)
-app.command("eval")(evaluate.evaluate)
+app.command("eval")(evaluation.evaluate)
 app.command("status")(status.status)
+app.add_typer(importing.app, name="import")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(topics.app, name="topics")
 app.add_typer(log.app, name="log")

@@ -38,9 +38,9 @@ def duel(groups: Sequence[str], ours: Sequence[float], theirs: Sequence[float]) 
     gains = np.round(np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float), 9)
     outcome = np.sign(gains)
     wins, losses = int((outcome > 0).sum()), int((outcome < 0).sum())
-    by_group = [
-        gains[[n for n, group in enumerate(groups) if group == name]].tolist() for name in dict.fromkeys(groups)
-    ]
+    by_group: dict[str, list[float]] = {}
+    for group, gain in zip(groups, gains.tolist(), strict=True):
+        by_group.setdefault(group, []).append(gain)
     return Duel(
         wins,
         len(groups) - wins - losses,
@@ -48,5 +48,5 @@ def duel(groups: Sequence[str], ours: Sequence[float], theirs: Sequence[float]) 
         bootstrap([((outcome + 1) / 2).tolist()]),
         binomial_interval(wins, wins + losses),
         sign_test(wins, losses),
-        bootstrap(by_group),
+        bootstrap(list(by_group.values())),
     )

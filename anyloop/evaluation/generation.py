@@ -6,7 +6,7 @@ a small one quiet, which is all that they have in common. A part that the answer
 synergy with it: nothing is asked for again, and nothing is made up. `emitted` says how many answers had the part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,11 @@ from anyloop.world.perceive import UNCLEAR, perceive_clip, perceive_picture, per
 from anyloop.world.scenes import Scene
 from anyloop.world.tasks import Answer
 
-_PERCEIVE = {Modality.IMAGE: perceive_picture, Modality.AUDIO: perceive_sound, Modality.VIDEO: perceive_clip}
+_PERCEIVE: Mapping[Modality, Callable[[np.ndarray], dict[str, str]]] = {
+    Modality.IMAGE: perceive_picture,
+    Modality.AUDIO: perceive_sound,
+    Modality.VIDEO: perceive_clip,
+}
 Pair = tuple[Slot, Slot]
 
 
@@ -36,7 +40,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """`generation` holds the means that AMG is made of, `amg` its value and interval (prompts of each kind drawn again).
+    """`generation` holds the means that AMG is made of, `amg` its interval too (prompts of each kind drawn again).
 
     `present` is (answers with the part, answers that should have it) by slot; `choices` counts the sets of modalities
     by kind, as in "text+image".
@@ -62,18 +66,25 @@ def score(prompt: OpenPrompt, answer: Answer) -> Scored:
     )
 
 
-def report(scored: Sequence[Scored]) -> GenerationReport:
-    """Means over the answers that a score applies to. Raises ValueError when some slot or pair was never wanted."""
-    generation = _means(scored)
-    kinds = dict.fromkeys(one.prompt.kind for one in scored)
-    groups = [[one for one in scored if one.prompt.kind == kind] for kind in kinds]
+def report(scored: Sequence[Sequence[Scored]]) -> GenerationReport:
+    """`scored[i]` are the answers to prompt `i`. Means are over the answers that a score applies to.
+
+    Raises ValueError when some slot or pair was never wanted.
+    """
+    kinds: dict[str, list[Sequence[Scored]]] = {}
+    for answers in scored:
+        kinds.setdefault(answers[0].prompt.kind, []).append(answers)
+    flat = [one for answers in scored for one in answers]
+    chosen = {kind: [[one.selection for one in answers] for answers in group] for kind, group in kinds.items()}
+    by_kind = {kind: [float(np.mean(shares)) for shares in group] for kind, group in chosen.items()}
+    generation = _means(flat)
     return GenerationReport(
         generation,
-        _interval(groups, generation),
-        bootstrap([[one.selection for one in group] for group in groups]),
-        {slot: _presence(scored, slot) for slot in SLOTS},
-        {kind: _choices(group) for kind, group in zip(kinds, groups, strict=True)},
-        {kind: float(np.mean([one.selection for one in group])) for kind, group in zip(kinds, groups, strict=True)},
+        _interval(list(kinds.values()), generation),
+        bootstrap(list(by_kind.values())),
+        {slot: _presence(flat, slot) for slot in SLOTS},
+        {kind: _choices([one for answers in group for one in answers]) for kind, group in kinds.items()},
+        {kind: float(np.mean(shares)) for kind, shares in by_kind.items()},
     )
 
 
@@ -95,15 +106,16 @@ def _means(scored: Sequence[Scored]) -> Generation:
     )
 
 
-def _interval(groups: Sequence[Sequence[Scored]], generation: Generation, resamples: int = 1000) -> Estimate:
-    """AMG is no mean, so it is computed anew for every resample of the prompts within their kinds."""
-    if any(len(group) < 2 for group in groups):
+def _interval(kinds: Sequence[Sequence[Sequence[Scored]]], generation: Generation, resamples: int = 500) -> Estimate:
+    """AMG is no mean, so it is computed anew for every resample of the prompts within their kinds. One prompt of a kind
+    tells nothing of how prompts differ: no interval then."""
+    if any(len(prompts) < 2 for prompts in kinds):
         return Estimate(amg(generation), UNMEASURED.low, UNMEASURED.high)
     rng = np.random.default_rng(0)
-    values = [
-        amg(_means([group[at] for group in groups for at in rng.integers(len(group), size=len(group))]))
-        for _ in range(resamples)
-    ]
+    values = []
+    for _ in range(resamples):
+        drawn = [prompts[at] for prompts in kinds for at in rng.integers(len(prompts), size=len(prompts))]
+        values.append(amg(_means([one for answers in drawn for one in answers])))
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(amg(generation), float(low), float(high))
 
@@ -119,7 +131,9 @@ def _share_right(prompt: OpenPrompt, answer: Answer, modality: Modality) -> floa
 
 def _agreement(prompt: OpenPrompt, answer: Answer, one: Modality, other: Modality) -> float:
     """0-1. What cannot be told agrees with nothing."""
-    kinds = {modality: type(prompt.expected(modality)[0]) for modality in (one, other) if modality is not Modality.TEXT}
+    kinds: dict[Modality, type[Scene]] = {
+        modality: type(prompt.expected(modality)[0]) for modality in (one, other) if modality is not Modality.TEXT
+    }
     if one is Modality.TEXT:
         said, shown = _perceived(answer, one, kinds[other]), _perceived(answer, other, kinds[other])
         return sum(shown[name] == said[name] != UNCLEAR for name in shown) / len(shown)

@@ -1,8 +1,8 @@
 """Open prompts of the reference world: no `modalities` are given, so the model chooses what to answer with.
 
 Annotators' votes over sets of modalities are a fixed table, the world's stand-in for the votes of people that
-eval-anything collected: those who ask for a picture want one, four in ten with words beside it, and so on. A slot (text,
-visual, audio) of a prompt is *wanted* when at least half of the votes hold it; only wanted slots are scored.
+eval-anything collected: those who ask for a picture want one, four in ten with words beside it, and so on. A part of an
+answer is *wanted* when at least half of the votes hold its modality; only wanted parts are scored.
 """
 
 from collections.abc import Mapping

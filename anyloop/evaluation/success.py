@@ -46,6 +46,12 @@ class Success:
     by_dimension: Mapping[str, Count]
     mean: Estimate
 
+    @classmethod
+    def of_groups(cls, groups: Mapping[str, Sequence[tuple[int, int]]]) -> "Success":
+        """From (right, asked) of every prompt of each group, where nothing is known of dimensions."""
+        rates = [[right / asked for right, asked in counts] for counts in groups.values()]
+        return cls({name: counted(counts) for name, counts in groups.items()}, {}, {}, bootstrap(rates))
+
 
 def success(judged: Sequence[Judged]) -> Success:
     """Subtasks that were not asked are left out."""
@@ -55,9 +61,9 @@ def success(judged: Sequence[Judged]) -> Success:
     names = dict.fromkeys(key.split()[1] for found in dimensions.values() for key in found)
     joined = {name: [counts for one in judged if (counts := _of_dimension(one, name))[1]] for name in names}
     return Success(
-        {name: _count(_whole(one) for one in found) for name, found in groups.items()},
-        {name: {key: _count(counts) for key, counts in found.items()} for name, found in dimensions.items()},
-        {name: _count(counts) for name, counts in joined.items()},
+        {name: counted(_whole(one) for one in found) for name, found in groups.items()},
+        {name: {key: counted(counts) for key, counts in found.items()} for name, found in dimensions.items()},
+        {name: counted(counts) for name, counts in joined.items()},
         bootstrap([[one.right for one in found] for found in groups.values()]),
     )
 
@@ -90,6 +96,7 @@ def _of_dimension(one: Judged, dimension: str) -> tuple[int, int]:
     return asked - wrong, asked
 
 
-def _count(counts: Iterable[tuple[int, int]]) -> Count:
+def counted(counts: Iterable[tuple[int, int]]) -> Count:
+    """The sum of (right, asked) of prompts."""
     found = list(counts)
     return Count(sum(right for right, _ in found), sum(asked for _, asked in found), clustered_share(found))

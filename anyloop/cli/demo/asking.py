@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from anyloop.modality import Modality
 from anyloop.world import tasks
 from anyloop.world.tasks import Answer, Judgement, Task
 
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 # What the judges take; files that people see are larger (pixels) or the same (samples).
 SHAPES = {Modality.IMAGE: (64, 64, 3), Modality.AUDIO: (6144,), Modality.VIDEO: (8, 64, 64, 3)}
 RATES = {Modality.IMAGE: 0.0, Modality.AUDIO: 8000.0, Modality.VIDEO: 8.0}
@@ -88,14 +90,21 @@ def ask_all(
     on_answer: Callable[[Exchange], None] = lambda exchange: None,
 ) -> list[Exchange]:
     """Asks `(task, seed)` concurrently; answers stand in the order of the questions. The first failure is raised."""
-    exchanges: dict[int, Exchange] = {}
+    return at_once(lambda one: ask(client, *one, store=store), questions, concurrency, on_answer)
+
+
+def at_once(
+    function: Callable[[Asked], Answered], items: Sequence[Asked], concurrency: int, on_done: Callable[[Answered], None]
+) -> list[Answered]:
+    """`function` of every item, `concurrency` at a time, in the order of the items. The first failure is raised."""
+    done: dict[int, Answered] = {}
     with ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool:
-        futures = {pool.submit(ask, client, task, seed, store=store): n for n, (task, seed) in enumerate(questions)}
+        futures = {pool.submit(function, item): n for n, item in enumerate(items)}
         try:
             for future in as_completed(futures):
-                exchanges[futures[future]] = future.result()
-                on_answer(future.result())
+                done[futures[future]] = future.result()
+                on_done(future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [exchanges[n] for n in range(len(questions))]
+    return [done[n] for n in range(len(items))]

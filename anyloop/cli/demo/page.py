@@ -1,7 +1,6 @@
 """`demo-report.html`: the demo on one page that needs nothing else; media are data URLs."""
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from anyloop.cli.demo.asking import Exchange, File, file_of
@@ -9,7 +8,7 @@ from anyloop.cli.demo.curve import learning_curve
 from anyloop.cli.demo.evaluation import Evaluation
 from anyloop.cli.demo.results import Results, Round, SideBySide
 from anyloop.cli.demo.style import STYLE
-from anyloop.modality import Modality
+from anyloop.cli.media_tags import media_tag, media_tags
 from anyloop.world import SUBTASKS
 
 _PHASES = {
@@ -117,7 +116,7 @@ def _gallery(results: Results) -> str:
 
 def _card(pair: SideBySide) -> str:
     task = pair.before.task
-    media = "".join(_medium(File(m, mime, data)) for m, array in task.media for data, mime in [file_of(m, array)])
+    media = "".join(media_tag(File(m, mime, data)) for m, array in task.media for data, mime in [file_of(m, array)])
     return (
         f'<article><p class="prompt">{escape(task.prompt)}</p>{media}<div class="pair">'
         f"<div><h4>before <small>{escape(pair.before.reply.version)}</small></h4>{_answer(pair.before)}"
@@ -134,20 +133,7 @@ def _answer(exchange: Exchange) -> str:
     else:
         faults = dict.fromkeys(fault.dimension for fault in exchange.judgement.failed)
         verdict = f'<p class="verdict down">wrong: {escape(", ".join(faults))}</p>'
-    return f"{_media(exchange.files)}{text}{verdict}"
-
-
-def _media(files: Iterable[File]) -> str:
-    return "".join(_medium(file) for file in files)
-
-
-def _medium(file: File) -> str:
-    url = f"data:{file.mime_type};base64,{base64.b64encode(file.data).decode()}"
-    if file.modality is Modality.IMAGE:
-        return f'<img src="{url}" alt="picture" width="200" height="200">'
-    if file.modality is Modality.AUDIO:
-        return f'<audio controls preload="metadata" src="{url}"></audio>'
-    return f'<video controls loop muted autoplay playsinline width="200" height="200" src="{url}"></video>'
+    return f"{media_tags(exchange.files)}{text}{verdict}"
 
 
 def _notes(results: Results) -> str:
