@@ -6,7 +6,7 @@ Addresses and folders are in `anyloop.config.Settings`.
 from dataclasses import fields
 from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from anyloop.approval import RIGHT_PATTERN, RIGHT_TEXT, approves
@@ -166,8 +166,29 @@ class TrainerSettings(BaseSettings):
     warmup: float = Field(
         OptimConfig.warmup, ge=0, lt=1, description="Share of the steps with a rising rate; then cosine to zero"
     )
-    zero_stage: int = Field(OptimConfig.zero_stage, ge=0, le=3, description="DeepSpeed ZeRO stage when WORLD_SIZE > 1")
     seed: int = OptimConfig.seed
+
+    # Scale
+    zero_stage: int = Field(OptimConfig.zero_stage, ge=0, le=3, description="DeepSpeed ZeRO stage when WORLD_SIZE > 1")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        OptimConfig.offload, description="What DeepSpeed keeps in the host's memory; parameters need ZeRO stage 3"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        OptimConfig.precision, description="Of forward and backward passes; weights and optimiser state stay fp32"
+    )
+    activation_checkpointing: bool = Field(
+        OptimConfig.activation_checkpointing, description="Compute layers again in the backward pass to save memory"
+    )
+    lora_rank: int = Field(OptimConfig.lora_rank, ge=0, description="Train adapters of this rank; 0: all weights")
+    lora_alpha: int = Field(OptimConfig.lora_alpha, ge=1, description="An adapter counts alpha / rank times")
+    lora_targets: str = Field(
+        OptimConfig.lora_targets, min_length=1, description="Layers with an adapter: all-linear, or names with commas"
+    )
+    checkpoint_every: int = Field(
+        100,
+        ge=0,
+        description="Steps between checkpoints of a training under way, which a killed trainer goes on from; 0: none",
+    )
 
     # DPO
     dpo_lr: float = Field(DPOConfig.lr, gt=0)
@@ -227,6 +248,11 @@ class TrainerSettings(BaseSettings):
     @property
     def ppo(self) -> PPOConfig:
         return self._part(PPOConfig, "ppo_")
+
+    @model_validator(mode="after")
+    def _scale_fits(self) -> "TrainerSettings":
+        _ = self.optim  # refuses what does not go together now, not when a round trains
+        return self
 
     @property
     def optim(self) -> OptimConfig:

@@ -6,6 +6,7 @@ rank 0 sends the call, the others wait for it in `serve()`.
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,14 +22,24 @@ class World:
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        if self.size > 1 and not dist.is_initialized():
-            import deepspeed
+        if self.size > 1:
+            self.open_group()
 
-            # Its shared-memory collectives are compiled on first use: minutes on a small machine, and an abort or a
-            # stale lock when two ranks do so at once. Gloo itself is enough here.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            deepspeed.init_distributed(backend, verbose=False)
+    def open_group(self) -> None:
+        """Joins the processes as DeepSpeed wants it; also one process alone, which DeepSpeed needs to offload."""
+        if dist.is_initialized():
+            return
+        import deepspeed
+
+        # Its shared-memory collectives are compiled on first use: minutes on a small machine, and an abort or a
+        # stale lock when two ranks do so at once. Gloo itself is enough here.
+        # And DeepSpeed 0.19 calls names that torch 2.13 warns of at every gathering.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if self.size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
     def from_rank0(self, make: Callable[[], T] | None) -> T:
         """The value `make()` has on rank 0, on every rank. Only rank 0 calls it."""
@@ -38,6 +49,14 @@ class World:
             dist.broadcast_object_list(box, src=0)
             value = box[0]
         return value  # type: ignore[return-value]
+
+    def everyone(self, value: T) -> list[T]:
+        """Each rank's `value`, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def largest(self, value: int) -> int:
         """The largest `value` of all ranks."""
@@ -79,7 +98,7 @@ class World:
 
     def close(self) -> None:
         """Lets the other ranks leave `serve()` and ends the group."""
-        if self.size > 1:
-            if self.rank == 0:
-                dist.broadcast_object_list([None], src=0)
+        if self.size > 1 and self.rank == 0:
+            dist.broadcast_object_list([None], src=0)
+        if dist.is_initialized():
             dist.destroy_process_group()

@@ -2,15 +2,33 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from trainer.distributed import World
+from trainer.forward_pass import prepare
+from trainer.lora import add_adapter, merged, trained_parameters, use_adapter
 from trainer.optimisation import OptimConfig
 
 BETAS = (0.9, 0.95)
+ADAPTER = "policy"  # the name of a module's adapter, where it shares its base with no other
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
+
+
+@dataclass
+class EngineState:
+    """What an engine needs to go on as if it had never stopped: whole, in fp32, on the CPU, on rank 0 only.
+
+    `tensors` are `weight/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` of every trained weight; `adam_steps` how often
+    AdamW has moved it. `steps` are the engine's own: its place in the schedule.
+    """
+
+    steps: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    adam_steps: dict[str, int] = field(default_factory=dict)
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
@@ -26,9 +44,11 @@ class Engine(ABC):
 
     module: nn.Module
 
-    def __init__(self, lr: float, total_steps: int, optim: OptimConfig) -> None:
+    def __init__(self, module: nn.Module, lr: float, total_steps: int, optim: OptimConfig) -> None:
         self._lr, self._total, self._warmup = lr, max(total_steps, 1), optim.warmup
+        self.trained = trained_parameters(module)
         self.steps = 0
+        self.micro_batches = 0  # forward and backward passes so far: the gradients of one step's are summed
 
     def step(self, micro_losses: Sequence[Callable[[], Tensor]]) -> float:
         """One update by the gradient of the sum of `micro_losses`, each evaluated in turn to hold one graph at a time.
@@ -38,6 +58,7 @@ class Engine(ABC):
         rate = learning_rate(min(self.steps, self._total - 1), self._total, self._lr, self._warmup)
         loss = self._update(micro_losses, rate)
         self.steps += 1
+        self.micro_batches += len(micro_losses)
         return loss
 
     @abstractmethod
@@ -45,17 +66,55 @@ class Engine(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The whole fp32 weights on the CPU, a copy. Every process must call it."""
+        """The whole fp32 weights on the CPU, a copy, adapters merged. Every process must call it."""
+
+    @abstractmethod
+    def state(self) -> EngineState:
+        """A copy of weights, moments and position. Every process must call it; rank 0 gets the tensors."""
+
+    def load_state(self, state: EngineState) -> None:
+        """Goes on from `state`, of any number of processes and any ZeRO stage. Every process needs the whole of it.
+
+        Raises ValueError where it is not one of this model.
+        """
+        known = {f"weight/{name}": parameter for name, parameter in self.trained.items()}
+        given = {name for name in state.tensors if name.startswith("weight/")}
+        if given != known.keys():
+            raise ValueError(f"a state of another model: {sorted(given ^ known.keys())[:4]} are not in both")
+        self._load(state)
+        self.steps = state.steps
+
+    @abstractmethod
+    def _load(self, state: EngineState) -> None: ...
+
+    def _state_of(self, optimizer: torch.optim.Optimizer) -> EngineState:
+        """Of an optimiser that holds the trained weights themselves."""
+        state = EngineState(self.steps)
+        for name, parameter in self.trained.items():
+            moments = optimizer.state.get(parameter, {})
+            found = {"weight": parameter} | {kind: moments[kind] for kind in MOMENTS if kind in moments}
+            state.tensors |= {f"{kind}/{name}": one.detach().cpu().clone() for kind, one in found.items()}
+            state.adam_steps[name] = int(moments.get("step", 0))
+        return state
+
+    def _load_into(self, optimizer: torch.optim.Optimizer, state: EngineState) -> None:
+        for name, parameter in self.trained.items():
+            parameter.data.copy_(state.tensors[f"weight/{name}"])
+            if f"{MOMENTS[0]}/{name}" in state.tensors:
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state.adam_steps[name])),
+                    **{kind: state.tensors[f"{kind}/{name}"].to(parameter.device, copy=True) for kind in MOMENTS},
+                }
 
 
 class AdamWEngine(Engine):
     """One process: torch's AdamW, no machinery."""
 
     def __init__(self, module: nn.Module, lr: float, total_steps: int, optim: OptimConfig) -> None:
-        super().__init__(lr, total_steps, optim)
+        super().__init__(module, lr, total_steps, optim)
         self.module = module
         self._clip = optim.clip_norm
-        self._optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=optim.weight_decay)
+        self._optimizer = adamw(self.trained.values(), lr, optim)
 
     def _update(self, micro_losses: Sequence[Callable[[], Tensor]], rate: float) -> float:
         for group in self._optimizer.param_groups:
@@ -66,63 +125,37 @@ class AdamWEngine(Engine):
             loss = micro()
             loss.backward()
             total += float(loss.detach())
-        nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
+        nn.utils.clip_grad_norm_(self.trained.values(), self._clip)
         self._optimizer.step()
         return total
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in self.module.state_dict().items()}
+        state = self.module.state_dict()
+        return merged({name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}, self.module)
+
+    def state(self) -> EngineState:
+        return self._state_of(self._optimizer)
+
+    def _load(self, state: EngineState) -> None:
+        self._load_into(self._optimizer, state)
 
 
-class DeepSpeedEngine(Engine):
-    """Several processes: DeepSpeed ZeRO with the same AdamW, schedule and clipping: losses agree with one process."""
-
-    def __init__(self, module: nn.Module, lr: float, total_steps: int, optim: OptimConfig, world: World) -> None:
-        import deepspeed
-
-        super().__init__(lr, total_steps, optim)
-        self._world, self._stage = world, optim.zero_stage
-        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=BETAS, weight_decay=optim.weight_decay)
-        config = {
-            "train_micro_batch_size_per_gpu": 1,  # only bookkeeping: batches are made by tokens, not by count
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": optim.clip_norm,
-            "zero_optimization": {"stage": optim.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
-        self.module, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-
-    def _update(self, micro_losses: Sequence[Callable[[], Tensor]], rate: float) -> float:
-        for group in self.module.optimizer.param_groups:
-            group["lr"] = rate
-        total = 0.0
-        # ZeRO reduces inside backward: every rank must run equally many, so short ranks repeat one with weight zero.
-        rounds = self._world.largest(len(micro_losses))
-        for i in range(rounds):
-            loss = micro_losses[i]() if i < len(micro_losses) else 0.0 * micro_losses[-1]()
-            self.module.set_gradient_accumulation_boundary(i == rounds - 1)
-            # DeepSpeed averages over ranks; the parts are parts of one sum.
-            self.module.backward(loss * self._world.size)
-            total += float(loss.detach())
-        self.module.step()
-        return total
-
-    def tensors(self) -> dict[str, Tensor]:
-        if self._stage < 3:
-            state = self.module.module.state_dict()
-            return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
-        import deepspeed
-
-        gathered = {}
-        for name, parameter in self.module.module.named_parameters():
-            with deepspeed.zero.GatheredParameters(parameter):
-                gathered[name] = parameter.detach().float().cpu().clone()
-        return gathered
+def adamw(parameters: Iterable[nn.Parameter], lr: float, optim: OptimConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=optim.weight_decay)
 
 
 def open_engine(module: nn.Module, lr: float, total_steps: int, optim: OptimConfig, world: World) -> Engine:
-    """The engine for this world: plain AdamW alone, ZeRO together."""
-    if world.size == 1:
+    """The engine for this world: plain AdamW alone, ZeRO together, and where anything is to be offloaded.
+
+    `module` is prepared in place: its precision, its checkpointing and, with LoRA, an adapter where it has none yet.
+    """
+    if optim.lora_rank and getattr(module, "adapter", None) is None:
+        model = getattr(module, "lm", None) or module.backbone
+        add_adapter(model, ADAPTER, optim)
+        use_adapter(module, model, ADAPTER)
+    module = prepare(module, optim)
+    if world.size == 1 and optim.offload == "none":
         return AdamWEngine(module, lr, total_steps, optim)
+    from trainer.zero import DeepSpeedEngine
+
     return DeepSpeedEngine(module, lr, total_steps, optim, world)

@@ -28,6 +28,7 @@ class FaultPoint(StrEnum):
     CRITIC_PROMOTED = "critic_promoted"
     CRITIC_SWAPPED = "critic_swapped"
     PAIRS = "pairs"
+    TRAINING_SAVED = "training_saved"  # a checkpoint of the training under way stands
     ROLLOUTS_STAGED = "rollouts_staged"  # PPO only
     TRAINED = "trained"
     # Publishing, of the critique model and of the policy

@@ -56,6 +56,10 @@ TRAINER_LEFT_OUT = Counter(
     "anyloop_trainer_left_out", "Feedback, or parts of it, not learned from as it stands, by reason", ["reason"]
 )
 TRAINER_FEEDBACK = Gauge("anyloop_trainer_feedback", "Feedback that no round has claimed: ready, or waiting", ["state"])
+TRAINER_CHECKPOINT = Histogram(
+    "anyloop_trainer_checkpoint_seconds", "Writing a checkpoint of a training under way", buckets=_PHASE
+)
+TRAINER_RESUMED = Counter("anyloop_trainer_resumed", "Trainings that went on from a checkpoint of a killed process")
 TRAINER_GAP = Counter("anyloop_trainer_gap_records", "Records gone from the log before they were read", ["topic"])
 TRAINER_FAILURES = Counter(
     "anyloop_trainer_failures", "Failed attempts of learner and gate, by cause (log, service, disk, round)", ["cause"]
