@@ -161,6 +161,10 @@ class TrainerSettings(BaseSettings):
     reference: Literal["parent", "base"] = Field("parent", description="Which weights the policy is held close to")
     max_tokens: int = Field(384, ge=8, description="Longer sequences are left out, and counted")
     batch_tokens: int = Field(OptimConfig.batch_tokens, ge=8, description="Tokens per forward pass, padding included")
+    shared_prefix: Literal["auto", "off"] = Field(
+        OptimConfig.shared_prefix,
+        description="One pass over a prompt for all its answers, where the model is proven to compute the same",
+    )
     weight_decay: float = Field(OptimConfig.weight_decay, ge=0)
     clip_norm: float = Field(OptimConfig.clip_norm, gt=0)
     warmup: float = Field(
@@ -197,6 +201,12 @@ class TrainerSettings(BaseSettings):
     dpo_batch: int = Field(DPOConfig.batch, ge=1, description="Pairs per optimiser step")
     dpo_label_smoothing: float = Field(
         DPOConfig.label_smoothing, ge=0, lt=0.5, description="Assumed share of pairs the wrong way round"
+    )
+    dpo_reference_free: bool = Field(
+        DPOConfig.reference_free, description="Margins of the policy alone: nothing holds it to a reference"
+    )
+    dpo_length_normalised: bool = Field(
+        DPOConfig.length_normalised, description="Log-probabilities per token, not summed; wants a larger dpo_beta"
     )
     dpo_sft_coefficient: float = Field(
         DPOConfig.sft_coefficient, ge=0, description="Weight of the likelihood of chosen answers beside DPO"
