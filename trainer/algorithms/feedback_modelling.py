@@ -8,13 +8,14 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
+from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Example
@@ -42,9 +43,13 @@ def split_held_out(examples: Sequence[Example], share: float) -> tuple[list[Exam
     learn: list[Example] = []
     measure: list[Example] = []
     for example in examples:
-        draw = int(hashlib.sha256(example.source.encode()).hexdigest()[:8], 16) / 16**8
-        (measure if draw < share else learn).append(example)
+        (measure if is_held_out(example.source, share) else learn).append(example)
     return learn, measure
+
+
+def is_held_out(source: str, share: float) -> bool:
+    """Whether what was said of a response only measures: by a hash of its id."""
+    return int(hashlib.sha256(source.encode()).hexdigest()[:8], 16) / 16**8 < share
 
 
 def mix(
@@ -69,41 +74,53 @@ def train_critic(
     held_out: list[Example],
     config: FeedbackModellingConfig,
     optim: OptimConfig,
+    saving: SavePoint | None = None,
 ) -> Trained:
     """Continues `checkpoint` on `examples`; the epoch with the lowest loss on `held_out` wins, the start included."""
     module = AnswerModel.load(checkpoint)
     total = steps_in(len(examples), config.batch, config.epochs)
     engine = open_engine(module, config.lr, total, optim, world)
     before = mean_loss(engine.module, held_out, optim.batch_tokens)
-    best, best_tensors, best_epoch = before, engine.tensors(), 0
-    losses: list[float] = []
-    waited = 0
-    for epoch in range(1, config.epochs + 1):
-        for step in shuffled_steps(len(examples), config.batch, 1, optim.seed + epoch):
-            chosen = [examples[i] for i in step]
-            mine = world.shard(chosen)
-            parts = sft_micro_losses(
-                engine,
-                [example for example, _ in mine],
-                [weight for _, weight in mine],
-                answer_tokens(chosen),
-                optim.batch_tokens,
-            )
-            losses.append(engine.step(parts))
-        now = mean_loss(engine.module, held_out, optim.batch_tokens)
-        log.info("critique model, epoch %d: training %.3f, held out %.3f", epoch, losses[-1], now)
-        if math.isnan(now) or now < best:
-            best, best_tensors, best_epoch, waited = now, engine.tensors(), epoch, 0
+    notes = Notes({"best": before, "best_epoch": 0, "waited": 0, "loss": None}, engine.tensors())
+    inputs = fingerprint("critic", checkpoint, examples, held_out, config, optim)
+    steps = _steps(len(examples), config, optim.seed)
+    for _, (epoch, step, last) in training_steps({"critic": engine}, steps, world, saving, inputs, notes):
+        chosen = [examples[i] for i in step]
+        mine = world.shard(chosen)
+        parts = sft_micro_losses(
+            engine,
+            [example for example, _ in mine],
+            [weight for _, weight in mine],
+            answer_tokens(chosen),
+            optim.batch_tokens,
+        )
+        facts = notes.facts
+        facts["loss"] = engine.step(parts)
+        if not last:
             continue
-        waited += 1
-        if waited >= config.patience:
+        now = mean_loss(engine.module, held_out, optim.batch_tokens)
+        log.info("critique model, epoch %d: training %.3f, held out %.3f", epoch, facts["loss"], now)
+        if math.isnan(now) or now < facts["best"]:
+            facts |= {"best": now, "best_epoch": epoch, "waited": 0}
+            notes.tensors = engine.tensors()
+            continue
+        facts["waited"] += 1
+        if facts["waited"] >= config.patience:
             break
     metrics = {
         "critique_examples": len(examples),
         "critique_held_out": len(held_out),
         "critique_loss_before": before,
-        "critique_loss_after": best,
-        "critique_train_loss": losses[-1] if losses else None,
-        "critique_epochs": best_epoch,
+        "critique_loss_after": notes.facts["best"],
+        "critique_train_loss": notes.facts["loss"],
+        "critique_epochs": notes.facts["best_epoch"],
     }
-    return Trained(lm_tensors(best_tensors), metrics)
+    return Trained(lm_tensors(notes.tensors), metrics)
+
+
+def _steps(count: int, config: FeedbackModellingConfig, seed: int) -> Iterator[tuple[int, list[int], bool]]:
+    """(epoch, examples, whether the epoch ends there) of every step."""
+    for epoch in range(1, config.epochs + 1):
+        steps = list(shuffled_steps(count, config.batch, 1, seed + epoch))
+        for number, step in enumerate(steps, 1):
+            yield epoch, step, number == len(steps)
