@@ -17,6 +17,7 @@ from trainer.algorithms.losses import dpo_loss, dpo_margin
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
+from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example, Pair
@@ -54,6 +55,7 @@ def train_dpo(
     imitations: list[Example],
     config: DPOConfig,
     optim: OptimConfig,
+    saving: SavePoint | None = None,
 ) -> Trained:
     """Continues `checkpoint` on `pairs`, held close to `reference`. `imitations` enter through the SFT coefficient."""
     module = AnswerModel.load(checkpoint)
@@ -69,12 +71,16 @@ def train_dpo(
     del anchor
     total = steps_in(len(pairs), config.batch, config.epochs)
     engine = open_engine(module, config.lr, total, optim, world)
-    history: list[dict[str, float]] = []
-    for number, step in enumerate(shuffled_steps(len(scored), config.batch, config.epochs, optim.seed)):
+    notes = Notes({"history": []})
+    inputs = fingerprint("dpo", checkpoint, reference, pairs, imitations, config, optim)
+    steps = shuffled_steps(len(scored), config.batch, config.epochs, optim.seed)
+    for number, step in training_steps({"policy": engine}, steps, world, saving, inputs, notes):
         extra = imitations[number % total :: total] if config.sft_coefficient else []
-        history.append(dpo_step(engine, [scored[i] for i in step], extra, config, optim, world, sharing))
+        seen = dpo_step(engine, [scored[i] for i in step], extra, config, optim, world, sharing)
+        notes.facts["history"].append(seen)
         if number % 5 == 0 or number + 1 == total:
-            log.info("dpo step %d of %d: %s", number + 1, total, _rounded(history[-1]))
+            log.info("dpo step %d of %d: %s", number + 1, total, _rounded(seen))
+    history: list[dict[str, float]] = notes.facts["history"]
     metrics: dict[str, Any] = {"pairs": len(pairs), "dpo_steps": len(history)}
     for name in history[0] if history else ():
         metrics[f"dpo_{name}_first"] = history[0][name]
