@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 3 when `--once` found nothing to learn from, 4 when another trainer has this home, or 5 when what
     `--once` needs (log, service, disk) stays away."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    parser.add_argument("--algorithm", choices=("dpo", "ppo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
+    parser.add_argument("--algorithm", choices=("dpo", "ppo", "grpo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
     parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
     options = parser.parse_args(arguments)
     settings = Settings()

@@ -1,6 +1,6 @@
 """What training needs of a causal LM: logits at chosen positions only, and a scalar head on the same backbone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from anyloop.modality import Modality
-from anyloop.sequence import OutputGrammar, SequenceLayout
 from trainer.batches import Batch, TokenSequence
 from trainer.shared_prefix import Sharing, group_answers, tree_mask
 
@@ -102,30 +100,6 @@ def score_sequences(
         for i, row in zip(group.order, batch.split_rows(token_logprobs(module, batch)), strict=True):
             scores[i] = row
     return scores
-
-
-def grammar_masks(
-    layout: SequenceLayout,
-    answer: Sequence[int],
-    modalities: Iterable[Modality] | None,
-    vocabulary: int,
-    limit: int = 0,
-) -> Tensor:
-    """Which tokens the serving engine allowed at each step of `answer`, `[len(answer), vocabulary]` bool.
-
-    `limit`: the most tokens the answer might have; near it the engine opens no medium that would not fit. 0: no limit.
-    """
-    grammar = OutputGrammar(layout, modalities, vocabulary)
-    rows = []
-    for at, token in enumerate(answer):
-        mask = torch.from_numpy(grammar.mask().copy())
-        if limit and not grammar.tokens_to_close:
-            for span in layout.codes.values():
-                if span.length + 2 > limit - at:
-                    mask[span.open] = False
-        rows.append(mask)
-        grammar.advance(token)
-    return torch.stack(rows)
 
 
 def stored_names(checkpoint: Path) -> list[str]:

@@ -4,35 +4,36 @@ A version that the round has published already is looked for before it is made; 
 """
 
 import logging
-import random
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from anyloop.registry import Manifest
-from anyloop.sequence import LayoutError, Segment, Sequencer
-from protos.anyloop.v1 import types_pb2
-from trainer.algorithms.dpo import train_dpo
+from anyloop.sequence import Sequencer
 from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
-from trainer.algorithms.ppo import Rollout, train_ppo
-from trainer.algorithms.reward_model import train_reward_model
+from trainer.algorithms.reward_model import TrainedReward, train_reward_model
 from trainer.batches import TokenSequence
-from trainer.clients import Services, gather
-from trainer.examples import Example, Examples, Pair, Seed, form_examples
+from trainer.clients import Services
+from trainer.example_maker import ExampleMaker
+from trainer.examples import Example, Examples, Pair, Seed
 from trainer.fault_points import FaultPoint, reached
+from trainer.forgetting import watch
 from trainer.handover import promote_critic
+from trainer.influence import cap_influence
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import Round
 from trainer.journal import json_safe
+from trainer.pair_filter import by_reward
+from trainer.pair_selection import Selection, select_pairs
+from trainer.policy_update import PolicyUpdate
 from trainer.publish import publish_weights, published_by_round, refuse_used
-from trainer.rollouts import sample_rollouts
+from trainer.replay_buffer import fingerprint
 from trainer.round_context import Report, RoundContext
-from trainer.self_improving import SelfImprover, probe_critic
-from trainer.trained import Trained
+from trainer.self_improving import Improvement, SelfImprover, probe_critic
 
 log = logging.getLogger(__name__)
 
@@ -60,67 +61,41 @@ class CandidateMaker:
                 for name, version in self._context.registry.used_feedback("critique").items()
                 if own is None or version != own.version
             }
-            examples = self._examples(joined, sequencer, told)
+            maker = ExampleMaker(self._context, sequencer, joined)
+            examples = maker.examples(told)
+        critic = (own.parent if own is not None else None) or self._context.serving("critique")
+        trust = maker.trust(claimed, examples, critic, report)
+        if trust:
+            examples = maker.examples(told, trust)
         reached(FaultPoint.EXAMPLES)
         report.left_out = examples.left_out
         report.metrics |= {"critiques": len(examples.critiques)}
 
         untold = [one for one in joined if one.feedback.feedback_id not in told]
         held_out = self._learn_critiques(claimed, untold, examples, sequencer, report)
-        with self._context.journal.phase(claimed.id, "self_improving", report.seconds):
-            pairs = self._self_improve(claimed, policy, sequencer, examples.seeds, held_out, report)
+        chosen = self._choose(claimed, policy, sequencer, examples, held_out, joined, report)
         reached(FaultPoint.PAIRS)
-        direct = [pair for pair in examples.pairs if self._fits(pair)]
-        improved = [pair for pair in pairs if self._fits(pair)]
-        if too_long := len(examples.pairs) + len(pairs) - len(direct) - len(improved):
-            report.left_out["too_long"] += too_long
-        random.Random(claimed.id).shuffle(improved)
-        everything = direct + improved  # people's own are cut last
-        chosen = everything[: trainer.max_pairs]
-        if beyond := len(everything) - len(chosen):
-            report.left_out["beyond_max_pairs"] += beyond
-            log.warning("round %d: %d pairs are beyond ANYLOOP_TRAINER_MAX_PAIRS and left out", claimed.id, beyond)
-        report.metrics |= {"left_out": dict(report.left_out)}
-        report.metrics |= {"pairs_by_origin": dict(Counter(pair.origin for pair in chosen))}
-        if len(chosen) < trainer.min_pairs:
+        if chosen.fresh < trainer.min_pairs:
             return None
         with self._context.journal.phase(claimed.id, trainer.algorithm, report.seconds):
-            trained = self._optimise(claimed, policy, chosen, examples)
+            update = PolicyUpdate(self._context, claimed, policy, self._context.serving("critique"))
+            trained = update.train(chosen.pairs, examples, joined)
         reached(FaultPoint.TRAINED)
-        report.metrics |= trained.metrics
-        return self._publish("policy", claimed, policy, trained.tensors, joined, report)
-
-    # Examples
-
-    def _examples(self, joined: Sequence[Joined], sequencer: Sequencer, told: Container[str] = ()) -> Examples:
-        codes = self._encode_refinements(joined)
-
-        def encode(part: types_pb2.ContentPart) -> Segment:
-            if part.WhichOneof("part") == "text":
-                return str(part.text)
-            found = codes.get(part.SerializeToString(deterministic=True))
-            if found is None:
-                raise LayoutError("this part of a refinement could not be encoded")
-            return found
-
-        versions = self._context.announcements.promotions("policy") or [self._context.serving("policy")]
-        return form_examples(joined, sequencer, self._context.trainer, encode, versions, told)
-
-    def _encode_refinements(self, joined: Sequence[Joined]) -> dict[bytes, Segment]:
-        """Codes of every medium in refinements, by the part that holds it."""
-        parts = {
-            part.SerializeToString(deterministic=True): part
-            for one in joined
-            for part in one.feedback.feedback.refinement
-            if part.WhichOneof("part") in ("media", "inline_media")
-        }
-        if not parts:
-            return {}
-        codes = self._context.with_services(lambda services: gather(services.encode, parts.values(), "a medium"))
-        return {key: found for key, found in zip(parts, codes, strict=True) if found is not None}
-
-    def _fits(self, pair: Pair) -> bool:
-        return all(len(sequence) <= self._context.trainer.max_tokens for sequence in pair.sequences)
+        report.left_out.update(update.left_out)
+        report.metrics |= trained.metrics | {"left_out": dict(report.left_out)}
+        tensors = trained.tensors
+        if trainer.forgetting != "off" and chosen.watched:
+            with self._context.journal.phase(claimed.id, "forgetting", report.seconds):
+                tensors, seen = watch(
+                    self._context.registry.path(policy),
+                    tensors,
+                    chosen.watched,
+                    sequencer.layout,
+                    trainer.batch_tokens,
+                    average=trainer.forgetting == "average",
+                )
+            report.metrics |= seen
+        return self._publish("policy", claimed, policy, tensors, joined, report)
 
     # Feedback modelling
 
@@ -134,14 +109,19 @@ class CandidateMaker:
         published = published_by_round(self._context.registry, "critique", claimed.key)
         if published is None and learn and trainer.critique_epochs:
             parent = self._context.serving("critique")
-            earlier = self._examples(self._context.store.earlier(claimed.id, 5000), sequencer)
+            before = ExampleMaker(self._context, sequencer, self._context.store.earlier(claimed.id, 5000))
+            earlier = before.examples(trust=before.remembered_trust())
             replay, old_held_out = split_held_out(earlier.critiques, trainer.critique_held_out)
             anchors = [Example(_answered(seed), seed.response_id) for seed in examples.seeds]
+            mixed = mix(learn, replay, anchors, trainer.critique, trainer.seed)
+            weights = [one.weight for one in mixed]
+            influence = cap_influence(weights, [one.voices for one in mixed], trainer.max_principal_share)
+            report.metrics |= influence.metrics("critiques")
             with self._context.journal.phase(claimed.id, "feedback_modelling", report.seconds):
                 trained = self._context.world.call(
                     train_critic,
                     self._context.registry.path(parent),
-                    mix(learn, replay, anchors, trainer.critique, trainer.seed),
+                    [replace(one, weight=weight) for one, weight in zip(mixed, influence.weights, strict=True)],
                     held_out + old_held_out[: 2 * len(held_out)],
                     trainer.critique,
                     trainer.optim,
@@ -163,54 +143,65 @@ class CandidateMaker:
 
     # Self-improving and optimisation
 
-    def _self_improve(
+    def _choose(
         self,
         claimed: Round,
         policy: str,
         sequencer: Sequencer,
-        seeds: Sequence[Seed],
+        examples: Examples,
         held_out: Sequence[Example],
+        joined: Sequence[Joined],
         report: Report,
-    ) -> list[Pair]:
-        async def improve(services: Services) -> list[Pair]:
+    ) -> Selection:
+        """The pairs to train on. Those that a killed run of this round had made of the same are taken up again."""
+        trainer, buffer = self._context.trainer, self._context.store.pairs
+        used = sorted(one.feedback.feedback_id for one in joined)
+        made_of = fingerprint(policy, self._context.serving("critique"), used, trainer.model_dump(mode="json"))
+        kept = buffer.kept(claimed.id, made_of)
+        if kept is None:
+            with self._context.journal.phase(claimed.id, "self_improving", report.seconds):
+                improvement, metrics = self._self_improve(claimed, policy, sequencer, examples.seeds, held_out)
+            made = examples.pairs + improvement.pairs
+            if trainer.filter == "reward":
+                with self._context.journal.phase(claimed.id, "reward_filter", report.seconds):
+                    approved, found = self._filter_by_reward(policy, improvement, examples.pairs)
+                made += approved
+                metrics |= found
+        else:
+            made, metrics = kept.pairs, kept.metrics
+        report.metrics |= metrics
+        earlier = buffer.earlier(claimed.id, trainer.replay_rounds)
+        chosen = select_pairs(made, earlier, sequencer.layout, trainer, claimed.id)
+        if beyond := chosen.left_out["beyond_max_pairs"]:
+            log.warning("round %d: %d pairs are beyond ANYLOOP_TRAINER_MAX_PAIRS and left out", claimed.id, beyond)
+        report.left_out += chosen.left_out
+        report.metrics |= {"left_out": dict(report.left_out)} | chosen.metrics
+        if kept is None and chosen.fresh >= trainer.min_pairs:
+            buffer.keep(claimed.id, made_of, made, json_safe(metrics), trainer.replay_rounds)
+        return chosen
+
+    def _self_improve(
+        self, claimed: Round, policy: str, sequencer: Sequencer, seeds: Sequence[Seed], held_out: Sequence[Example]
+    ) -> tuple[Improvement, dict[str, Any]]:
+        async def improve(services: Services) -> tuple[Improvement, dict[str, Any]]:
             improver = SelfImprover(services, sequencer, self._context.trainer, policy, seed=claimed.id)
-            report.metrics.update(await probe_critic(improver, held_out, sequencer, self._context.trainer))
+            probed = await probe_critic(improver, held_out, sequencer, self._context.trainer)
             improvement = await improver.pairs(seeds)
-            report.metrics["self_improving"] = dict(improvement.counts)
-            return improvement.pairs
+            return improvement, probed | {"self_improving": dict(improvement.counts)}
 
         return self._context.with_services(improve)
 
-    def _optimise(self, claimed: Round, policy: str, pairs: list[Pair], examples: Examples) -> Trained:
+    def _filter_by_reward(
+        self, policy: str, improvement: Improvement, people: Sequence[Pair]
+    ) -> tuple[list[Pair], dict[str, Any]]:
         trainer, world = self._context.trainer, self._context.world
-        start = self._context.registry.path(policy)
-        base = self._context.registry.manifest(policy).base or policy
-        reference = self._context.registry.path(base) if trainer.reference == "base" else start
-        imitations = [one for one in examples.imitations if len(one.sequence) <= trainer.max_tokens]
-        if trainer.algorithm == "dpo":
-            return world.call(train_dpo, start, reference, pairs, imitations, trainer.dpo, trainer.optim)
-        reward, reward_metrics = world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
-        log.info("reward model: %s", reward_metrics)
-        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+        lineage = trainer.reward.start
+        start = self._context.registry.path(policy if lineage == "policy" else self._context.serving(lineage))
 
-        def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
-            return self._context.with_services(
-                lambda services: sample_rollouts(
-                    services, self._context.registry, policy, prompts, turn, weights, trainer, claimed.key
-                )
-            )
+        def train(pairs: list[Pair]) -> TrainedReward:
+            return world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
 
-        trained = world.call(
-            train_ppo,
-            start,
-            reference,
-            reward,
-            imitations,
-            trainer.ppo,
-            trainer.optim,
-            local={"rollouts": rollouts},
-        )
-        return replace(trained, metrics=reward_metrics | trained.metrics)
+        return by_reward(improvement.refined, people, train, trainer.filter_margin, trainer.optim)
 
     # Publishing
 

@@ -63,6 +63,7 @@ class Sample:
     logprobs: tuple[float, ...]
     version: str
     finished: bool  # ended by itself, not by the token limit
+    spans: tuple[tuple[str, int, int], ...] = ()  # which version made tokens [begin, end)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Services:
             tuple(done.output_logprobs),
             version,
             done.finish_reason == types_pb2.FINISH_REASON_STOP,
+            tuple((span.version, span.begin, span.end) for span in done.version_spans),
         )
 
     async def score(

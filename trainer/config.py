@@ -12,8 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from anyloop.approval import RIGHT_PATTERN, RIGHT_TEXT, approves
 from trainer.algorithms.dpo import DPOConfig
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
+from trainer.algorithms.grpo import GRPOConfig
+from trainer.algorithms.losses import Aggregation, Scale
 from trainer.algorithms.ppo import PPOConfig
-from trainer.algorithms.reward_model import RewardConfig
+from trainer.algorithms.reward_model import RewardConfig, View
 from trainer.optimisation import OptimConfig
 from trainer.robust import RobustConfig
 
@@ -23,7 +25,7 @@ Part = TypeVar("Part")
 class TrainerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ANYLOOP_TRAINER_", env_file=".env", extra="ignore")
 
-    algorithm: Literal["dpo", "ppo"] = Field("dpo", description="How the pairs move the policy")
+    algorithm: Literal["dpo", "ppo", "grpo"] = Field("dpo", description="How the pairs move the policy")
 
     # When a round starts
     min_feedback: int = Field(64, ge=1, description="Joined feedback events that start a round once the log is quiet")
@@ -217,8 +219,16 @@ class TrainerSettings(BaseSettings):
     reward_epochs: int = Field(RewardConfig.epochs, ge=1)
     reward_batch: int = Field(RewardConfig.batch, ge=1, description="Pairs per optimiser step")
     reward_regularisation: float = Field(RewardConfig.regularisation, ge=0)
+    reward_view: View = Field(
+        RewardConfig.view,
+        description="What it reads: prompt and answer, or the prompt that asks the critique model about them",
+    )
+    reward_start: Literal["policy", "critique"] = Field(RewardConfig.start, description="The weights it begins from")
 
     # PPO
+    ppo_source: Literal["engine", "logged", "both"] = Field(
+        PPOConfig.source, description="Answers sampled for training, fresh ones of the round's that users got, or both"
+    )
     ppo_actor_lr: float = Field(PPOConfig.actor_lr, gt=0)
     ppo_critic_lr: float = Field(PPOConfig.critic_lr, gt=0)
     ppo_iterations: int = Field(PPOConfig.iterations, ge=1, description="Rollout and update turns per round")
@@ -228,10 +238,39 @@ class TrainerSettings(BaseSettings):
     ppo_kl: float = Field(PPOConfig.kl, ge=0)
     ppo_gamma: float = Field(PPOConfig.gamma, gt=0, le=1)
     ppo_lambda: float = Field(PPOConfig.lambda_, gt=0, le=1)
+    ppo_whiten: bool = Field(PPOConfig.whiten, description="Advantages of a turn to mean 0 and variance 1")
     ppo_clip: float = Field(PPOConfig.clip, gt=0)
     ppo_value_clip: float = Field(PPOConfig.value_clip, gt=0)
+    ppo_critic: Literal["own", "shared"] = Field(
+        PPOConfig.critic, description="A value model of its own, or a head on the actor's backbone: one pass for both"
+    )
+    ppo_value_coefficient: float = Field(
+        PPOConfig.value_coefficient, ge=0, description="Weight of the value loss where the critic is shared"
+    )
     ppo_sft_coefficient: float = Field(
         PPOConfig.sft_coefficient, ge=0, description="Weight of the likelihood of chosen answers beside PPO"
+    )
+
+    # GRPO
+    grpo_lr: float = Field(GRPOConfig.lr, gt=0)
+    grpo_iterations: int = Field(GRPOConfig.iterations, ge=1, description="Rollout and update turns per round")
+    grpo_prompts: int = Field(GRPOConfig.prompts, ge=1, description="Prompts per turn")
+    grpo_group: int = Field(GRPOConfig.group, ge=2, description="Answers per prompt, compared with each other")
+    grpo_epochs: int = Field(GRPOConfig.epochs, ge=1, description="Passes over each turn's answers")
+    grpo_batch: int = Field(GRPOConfig.batch, ge=1, description="Prompts per optimiser step, with all their answers")
+    grpo_scale: Scale = Field(
+        GRPOConfig.scale, description="Advantages over the standard deviation of their group, of the turn, or as is"
+    )
+    grpo_loss: Aggregation = Field(
+        GRPOConfig.loss,
+        description="Token losses: means of each answer (grpo), of the step (bnpo), of the turn (dapo), or sums over"
+        " the token limit (dr_grpo)",
+    )
+    grpo_kl: float = Field(GRPOConfig.kl, ge=0, description="Weight of KL(policy || reference), per token")
+    grpo_clip_low: float = Field(GRPOConfig.clip_low, gt=0, lt=1)
+    grpo_clip_high: float = Field(GRPOConfig.clip_high, gt=0, description="0.28 in DAPO: unlikely tokens may rise")
+    grpo_sft_coefficient: float = Field(
+        GRPOConfig.sft_coefficient, ge=0, description="Weight of the likelihood of chosen answers beside GRPO"
     )
 
     # Publishing
@@ -263,6 +302,15 @@ class TrainerSettings(BaseSettings):
     def _scale_fits(self) -> "TrainerSettings":
         _ = self.optim  # refuses what does not go together now, not when a round trains
         return self
+
+    @property
+    def grpo(self) -> GRPOConfig:
+        return self._part(GRPOConfig, "grpo_")
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Whether the algorithm learns from answers that the engine samples for it."""
+        return self.algorithm == "grpo" or (self.algorithm == "ppo" and self.ppo_source != "logged")
 
     @property
     def optim(self) -> OptimConfig:

@@ -17,7 +17,7 @@ Host = Annotated[
     Literal["triton", "inprocess"] | None,
     typer.Option(help="Where the models run (default: ANYLOOP_HOST, else triton)."),
 ]
-Algorithm = Annotated[Literal["dpo", "ppo"], typer.Option(help="How the trainer optimises the pairs.")]
+Algorithm = Annotated[Literal["dpo", "ppo", "grpo"], typer.Option(help="How the trainer optimises the pairs.")]
 
 
 def up(

@@ -49,6 +49,11 @@ FEEDBACK_TO_SERVING = Histogram(
     buckets=_LOOP,
 )
 TRAINER_STEP = Histogram("anyloop_trainer_step_seconds", "Time of a phase of a round", ["phase"], buckets=_PHASE)
+LOGPROB_MISMATCH = Gauge(
+    "anyloop_trainer_logprob_mismatch",
+    "How far trainer and serving engine are apart about the same tokens of the same weights (max, mean)",
+    ["kind"],
+)
 GATE_DECISIONS = Counter("anyloop_gate_decisions", "Candidates decided, by outcome (promoted, rejected)", ["outcome"])
 
 # Learner

@@ -6,6 +6,7 @@ import pytest
 
 from trainer.algorithms.dpo import DPOConfig
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig
+from trainer.algorithms.grpo import GRPOConfig
 from trainer.algorithms.ppo import PPOConfig
 from trainer.algorithms.reward_model import RewardConfig
 from trainer.config import TrainerSettings
@@ -16,6 +17,7 @@ PARTS = [
     ("dpo", "dpo_", DPOConfig),
     ("reward", "reward_", RewardConfig),
     ("ppo", "ppo_", PPOConfig),
+    ("grpo", "grpo_", GRPOConfig),
     ("optim", "", OptimConfig),
 ]
 

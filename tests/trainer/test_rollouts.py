@@ -14,11 +14,11 @@ from anyloop.registry import Registry
 from anyloop.sequence import Sequencer, Turn
 from services.policy.engine.answer_masks import MaskTable
 from tests.trainer.fake_services import BASE, FakeServices
-from trainer.algorithms.ppo import Rollout
-from trainer.answer_model import grammar_masks
+from trainer.algorithms.rollout import Rollout
 from trainer.clients import Services
 from trainer.config import TrainerSettings
 from trainer.examples import Seed
+from trainer.grammar_table import GrammarTable
 from trainer.rollouts import sample_rollouts
 
 
@@ -74,5 +74,5 @@ def test_the_masks_of_training_are_the_engines(
         row = state.row((limit or 1000) - at)  # may add rows to the table
         expected.append(table.rows[row] == 0)
         state.advance(token)
-    found = grammar_masks(layout, answer, modalities, layout.vocabulary_size, limit)
-    assert torch.equal(found, torch.stack(expected))
+    found = GrammarTable(layout, layout.vocabulary_size)
+    assert torch.equal(found.masks(found.rows(answer, modalities, limit)), torch.stack(expected))

@@ -1,8 +1,13 @@
 """Losses, advantages and divergences as pure functions of tensors. Log-probabilities are natural logs."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+Scale = Literal["group", "batch", "none"]
+Aggregation = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -62,13 +67,23 @@ def kl_rewards(logprobs: Tensor, ref_logprobs: Tensor, score: float, coefficient
     return rewards
 
 
+def clipped_surrogate(
+    logprobs: Tensor, logged: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+) -> Tensor:
+    """`-min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A)` of each token (arXiv 1707.06347, eq. 7), `[tokens]`.
+
+    The ratio `r = exp(logprobs - logged)` is taken to what the engine recorded when it sampled the token, whichever
+    weights it had then.
+    """
+    ratio = (logprobs - logged).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
 def ppo_policy_loss(
     logprobs: Tensor, logged: Tensor, advantages: Tensor, clip: float = 0.2, weights: Tensor | None = None
 ) -> Tensor:
-    """Clipped surrogate (arXiv 1707.06347, eq. 7). `logged` are the log-probabilities the sampling engine recorded."""
-    ratio = (logprobs - logged).exp()
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return weighted_mean(-surrogate, weights)
+    """Mean of the clipped surrogate over the tokens. `logged` are the log-probabilities the engine recorded."""
+    return weighted_mean(clipped_surrogate(logprobs, logged, advantages, clip, clip), weights)
 
 
 def ppo_value_loss(
@@ -80,15 +95,61 @@ def ppo_value_loss(
     return weighted_mean(loss, weights)
 
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Mean of `exp(d) - 1 - d` with `d = ref - logp`, over tokens sampled from `logprobs`' distribution.
+def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """`exp(d) - 1 - d` with `d = ref - logp`, of tokens sampled from `logprobs`' distribution, `[tokens]`.
 
-    Non-negative and unbiased for KL(policy || reference) per token (Schulman's k3 estimator).
+    Non-negative, and its mean is unbiased for KL(policy || reference) per token (Schulman's k3 estimator).
     """
     difference = ref_logprobs - logprobs
-    return (difference.exp() - 1 - difference).mean()
+    return difference.exp() - 1 - difference
 
 
-def whiten(values: Tensor) -> Tensor:
-    """Zero mean, unit variance over all tokens of a batch."""
-    return (values - values.mean()) / (values.std(unbiased=False) + 1e-8)
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Mean of `kl_per_token`."""
+    return kl_per_token(logprobs, ref_logprobs).mean()
+
+
+def whiten(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Zero mean, unit variance over all tokens of a batch; tokens of weight zero have no say in either."""
+    mean = weighted_mean(values, weights)
+    deviation = weighted_mean((values - mean).square(), weights).sqrt()
+    return (values - mean) / (deviation + 1e-8)
+
+
+def group_advantages(rewards: Tensor, groups: Tensor, scale: Scale = "group") -> Tensor:
+    """Rewards less the mean of their group (arXiv 2402.03300, 4.1.2), `[answers]`.
+
+    `groups` `[answers]` names the prompt of each answer; groups may differ in size, and the only answer of a prompt has
+    advantage zero. `scale`: divided by the standard deviation of the "group" (the paper), of the "batch", or by nothing
+    ("none": Dr. GRPO, arXiv 2503.20783, prompts that are too easy or too hard weigh no more than others).
+    """
+    _, group = groups.unique(return_inverse=True)
+    count = torch.bincount(group)
+    mean = rewards.new_zeros(len(count)).index_add(0, group, rewards) / count
+    centred = rewards - mean[group]
+    if scale == "none":
+        return centred
+    if scale == "batch":
+        return centred / (rewards.std() + 1e-4) if len(rewards) > 1 else centred
+    squares = rewards.new_zeros(len(count)).index_add(0, group, centred.square())
+    deviation = (squares / (count - 1).clamp_min(1)).sqrt()
+    return centred / (deviation[group] + 1e-4)
+
+
+def answer_factors(lengths: Tensor, kind: Aggregation, limit: Tensor, tokens_per_step: float) -> Tensor:
+    """What each answer's summed token losses are multiplied by, so that their sum is the loss of a step, `[answers]`.
+
+    - "grpo": the mean over the answers of their means over tokens (arXiv 2402.03300, eq. 3)
+    - "bnpo": the mean over the step's tokens
+    - "dr_grpo": sums over `limit`, the most tokens an answer might have had: length has no influence (arXiv 2503.20783)
+    - "dapo": sums over `tokens_per_step`, the mean number of tokens of the turn's steps (arXiv 2503.14476, eq. 8)
+
+    `lengths`, `limit`: `[answers]` of the step.
+    """
+    if kind == "grpo":
+        return 1 / (lengths.clamp_min(1) * len(lengths))
+    if kind == "bnpo":
+        return torch.full_like(limit, 1 / max(float(lengths.sum()), 1.0))
+    if kind == "dr_grpo":
+        return 1 / (limit * len(lengths))
+    return torch.full_like(limit, 1 / max(tokens_per_step, 1.0))

@@ -1,7 +1,8 @@
-"""Proximal policy optimisation against the reward model, with rollouts from the serving engine.
+"""Proximal policy optimisation (arXiv 1707.06347) against the reward model, with answers that an engine has logged.
 
-Every turn stages the actor's current weights on the engine, samples answers pinned to them, and updates actor and
-critic. Importance ratios are taken against the log-probabilities that the engine logged, under the grammar it applied.
+Every turn takes answers of the serving engine, sampled by the actor's current weights, or those that users got and that
+are fresh enough, and updates actor and critic. Importance ratios are taken, token by token, against the logged
+log-probabilities, under the grammar the engine applied; a token of weights that are too old counts nothing.
 """
 
 import logging
@@ -9,22 +10,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from anyloop.modality import Modality
 from anyloop.sequence import SequenceLayout
-from trainer.algorithms.losses import gae, kl_estimate, kl_rewards, ppo_policy_loss, ppo_value_loss, whiten
-from trainer.algorithms.reward_model import reward_scores
+from trainer.algorithms.actor import ActorCritic, Answers, Watch, actor_pass
+from trainer.algorithms.losses import (
+    clipped_surrogate,
+    gae,
+    kl_estimate,
+    kl_rewards,
+    ppo_value_loss,
+    whiten,
+)
+from trainer.algorithms.reward_model import Reward
+from trainer.algorithms.rollout import Rollout, RolloutSource, Score
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
-from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, token_logprobs
-from trainer.batches import Batch, TokenSequence, collate, group_by_length, shuffled_steps, steps_in
+from trainer.answer_model import AnswerModel, ScalarModel
+from trainer.batches import shuffled_steps, steps_in
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example
+from trainer.grammar_table import GrammarTable
 from trainer.optimisation import OptimConfig
+from trainer.prefix_proof import prove_sharing
+from trainer.shared_prefix import Group, Sharing, group_answers
 from trainer.trained import Trained, lm_tensors
 
 log = logging.getLogger(__name__)
@@ -34,6 +46,7 @@ log = logging.getLogger(__name__)
 class PPOConfig:
     """The settings with the prefix `ppo_`."""
 
+    source: Literal["engine", "logged", "both"] = "engine"  # answers sampled for training, those users got, or both
     actor_lr: float = 3e-5
     critic_lr: float = 1e-4
     iterations: int = 3  # rollout and update turns per round
@@ -43,24 +56,12 @@ class PPOConfig:
     kl: float = 0.02  # weight of the per-token reward -(log pi - log pi_ref)
     gamma: float = 1.0  # discount per token
     lambda_: float = 0.95  # of generalised advantage estimation
+    whiten: bool = True  # advantages of a turn to mean 0 and variance 1
     clip: float = 0.2  # importance ratios beyond 1 -+ clip earn nothing more
     value_clip: float = 5.0  # a value moves no further than this from the rollout's
+    critic: Literal["own", "shared"] = "own"  # a value model of its own, or a head on the actor's backbone
+    value_coefficient: float = 0.1  # weight of the value loss where the critic is shared
     sft_coefficient: float = 0.0  # weight of the likelihood of chosen answers beside PPO
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """An answer sampled for training, with the log-probabilities the engine recorded for its tokens."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    modalities: tuple[Modality, ...] = ()
-    limit: int = 0  # the most tokens the answer might have had; 0: unknown
-
-    @property
-    def sequence(self) -> TokenSequence:
-        return TokenSequence(self.prompt, self.answer)
 
 
 @dataclass(frozen=True)
@@ -73,155 +74,193 @@ class Experience:
     values: Tensor
 
 
-RolloutSource = Callable[[int, dict[str, Tensor] | None], list[Rollout]]  # (turn, new weights or None for the start's)
-Score = Callable[[Sequence[TokenSequence]], list[float]]
+@dataclass
+class Learner:
+    """Actor and critic (None: the actor's own head), the reference, the reward, and the grammar (None: free text)."""
+
+    actor: Engine
+    critic: Engine | None
+    reference: AnswerModel
+    score: Score
+    table: GrammarTable | None
+    sharing: Sharing | None
+    config: PPOConfig
+    optim: OptimConfig
+    world: World
+
+    @classmethod
+    def open(
+        cls, world: World, checkpoint: Path, reference: Path, reward: Reward, config: PPOConfig, optim: OptimConfig
+    ) -> "Learner":
+        updates = config.iterations * steps_in(config.rollouts, config.batch, config.epochs)
+        shared = config.critic == "shared"
+        policy = ActorCritic.load(checkpoint) if shared else AnswerModel.load(checkpoint)
+        table = GrammarTable(SequenceLayout.load(checkpoint), int(policy.lm.config.vocab_size))
+        sharing = prove_sharing(policy, optim.shared_prefix)
+        critic = None
+        if not shared:
+            values = ScalarModel.load(checkpoint)
+            if reward.value_start is not None:
+                values.load_state_dict(reward.value_start)
+            critic = open_engine(values, config.critic_lr, updates, optim, world)
+        actor = open_engine(policy, config.actor_lr, updates, optim, world)
+        anchor = AnswerModel.load(reference)
+        return cls(actor, critic, anchor, reward.open(optim), table, sharing, config, optim, world)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The language model's weights, without the head of a shared critic."""
+        return lm_tensors({name: one for name, one in self.actor.tensors().items() if name.startswith("lm.")})
 
 
 def train_ppo(
     world: World,
     checkpoint: Path,
     reference: Path,
-    reward_tensors: dict[str, Tensor],
+    reward: Reward,
     imitations: list[Example],
     config: PPOConfig,
     optim: OptimConfig,
     rollouts: RolloutSource | None = None,
 ) -> Trained:
     """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns."""
-    layout = SequenceLayout.load(checkpoint)
-    reward_model = ScalarModel.load(checkpoint)
-    reward_model.load_state_dict(reward_tensors)
-    critic_model = ScalarModel.load(checkpoint)
-    critic_model.load_state_dict(reward_tensors)  # a reward model knows what a good end looks like
-
-    def score(sequences: Sequence[TokenSequence]) -> list[float]:
-        return reward_scores(reward_model, sequences, optim.batch_tokens)
-
-    updates = config.iterations * steps_in(config.rollouts, config.batch, config.epochs)
-    actor = open_engine(AnswerModel.load(checkpoint), config.actor_lr, updates, optim, world)
-    critic = open_engine(critic_model, config.critic_lr, updates, optim, world)
-    anchor = AnswerModel.load(reference)
+    learner = Learner.open(world, checkpoint, reference, reward, config, optim)
     history: list[dict[str, float]] = []
     for turn in range(config.iterations):
-        weights = lm_tensors(actor.tensors()) if turn else None
+        weights = learner.tensors() if turn else None
         sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
         if not sampled:
             break
-        experience, seen = collect(sampled, critic, anchor, score, layout, config, optim)
-        history.append(seen | update(actor, critic, experience, imitations, layout, config, optim, world, turn))
+        experience, seen = collect(learner, sampled)
+        history.append(seen | update(learner, experience, imitations, turn))
         log.info("ppo turn %d of %d: %s", turn + 1, config.iterations, history[-1])
     metrics: dict[str, Any] = {"ppo_turns": len(history)}
     for name in history[0] if history else ():
         metrics[f"ppo_{name}_first"], metrics[f"ppo_{name}_last"] = history[0][name], history[-1][name]
     metrics["kl"] = metrics.get("ppo_kl_last", 0.0)
-    return Trained(lm_tensors(actor.tensors()), metrics)
+    return Trained(learner.tensors(), metrics)
 
 
 @torch.no_grad()
-def collect(
-    rollouts: Sequence[Rollout],
-    critic: Engine,
-    reference: AnswerModel,
-    score: Score,
-    layout: SequenceLayout,
-    config: PPOConfig,
-    optim: OptimConfig,
-) -> tuple[list[Experience], dict[str, float]]:
-    """Scores rollouts and estimates advantages, whitened over all tokens."""
-    scores = score([rollout.sequence for rollout in rollouts])
+def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
+    """Scores rollouts and estimates advantages."""
+    config = learner.config
+    sequences = [rollout.sequence for rollout in rollouts]
+    scores = learner.score(sequences)
     collected: list[Experience] = []
     divergences = []
-    for group in group_by_length([len(rollout.sequence) for rollout in rollouts], optim.batch_tokens):
-        chosen = [rollouts[i] for i in group]
-        batch = collate([rollout.sequence for rollout in chosen])
-        values = batch.split_rows(critic.module(batch.input_ids, batch.index))
-        ref = batch.split_rows(token_logprobs(reference, batch, _masks(chosen, layout, reference)))
-        for i, rollout, value, ref_logprobs in zip(group, chosen, values, ref, strict=True):
-            logged = torch.tensor(rollout.logprobs)
-            rewards = kl_rewards(logged, ref_logprobs, scores[i], config.kl)
-            advantages, returns = gae(rewards, value, config.gamma, config.lambda_)
-            collected.append(Experience(rollout, advantages, returns, value))
-            divergences.append(kl_estimate(logged, ref_logprobs))
-    flat = whiten(torch.cat([one.advantages for one in collected]))
-    white = flat.split([len(one.advantages) for one in collected])
-    seen = {
+    for group in group_answers(sequences, learner.optim.batch_tokens, learner.sharing):
+        answers = Answers.of(rollouts, group, learner.table)
+        split = answers.batch.split_rows
+        own = answers.logged
+        if learner.critic is None:
+            found = actor_pass(learner.actor.module, answers, values=True)
+            assert found.values is not None
+            values, own = found.values, found.logprobs
+        else:
+            values = learner.critic.module(*answers.batch.inputs(answers.batch.index))
+            if not bool(answers.current.all()):  # the actor is to stay near the reference, not who sampled
+                own = actor_pass(learner.actor.module, answers).logprobs
+        ref = actor_pass(learner.reference, answers).logprobs
+        for i, value, mine, theirs in zip(group.order, split(values), split(own), split(ref), strict=True):
+            advantages, returns = gae(
+                kl_rewards(mine, theirs, scores[i], config.kl), value, config.gamma, config.lambda_
+            )
+            collected.append(Experience(rollouts[i], advantages, returns, value))
+            divergences.append(kl_estimate(mine, theirs))
+    if config.whiten:
+        flat = whiten(
+            torch.cat([one.advantages for one in collected]), torch.cat([one.rollout.weights for one in collected])
+        )
+        white = flat.split([len(one.advantages) for one in collected])
+        collected = [replace(one, advantages=advantages) for one, advantages in zip(collected, white, strict=True)]
+    return collected, {
         "reward": sum(scores) / len(scores),
         "kl": float(torch.stack(divergences).mean()),
         "length": sum(len(rollout.answer) for rollout in rollouts) / len(rollouts),
     }
-    return [replace(one, advantages=advantages) for one, advantages in zip(collected, white, strict=True)], seen
 
 
 def update(
-    actor: Engine,
-    critic: Engine,
-    experience: Sequence[Experience],
-    imitations: Sequence[Example],
-    layout: SequenceLayout,
-    config: PPOConfig,
-    optim: OptimConfig,
-    world: World,
-    turn: int,
+    learner: Learner, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
 ) -> dict[str, float]:
     """Some epochs over one turn's experience."""
-    policy_losses, value_losses, ratios = [], [], []
+    config, optim = learner.config, learner.optim
+    policy_losses, value_losses = [], []
+    watch = Watch()
     steps = list(shuffled_steps(len(experience), config.batch, config.epochs, optim.seed + turn))
     for number, step in enumerate(steps):
         chosen = [experience[i] for i in step]
-        mine = world.shard(chosen)
-        tokens = max(sum(len(one.rollout.answer) for one in chosen), 1)
-
-        def rows(group: list[int], of: list[tuple[Experience, float]] = mine) -> tuple[Batch, list[Experience], Tensor]:
-            some = [of[i][0] for i in group]
-            batch = collate([one.rollout.sequence for one in some])
-            return batch, some, torch.tensor([of[i][1] for i in group])[batch.owner]
-
-        def policy_part(group: list[int], whole: int = tokens) -> Tensor:
-            batch, some, weights = rows(group)
-            masks = _masks([one.rollout for one in some], layout, actor.module)
-            logprobs = token_logprobs(actor.module, batch, masks)
-            logged = torch.cat([torch.tensor(one.rollout.logprobs) for one in some])
-            ratios.append(float((logprobs.detach() - logged).exp().mean()))
-            advantages = torch.cat([one.advantages for one in some])
-            loss = ppo_policy_loss(logprobs, logged, advantages, config.clip, weights)
-            return loss * weights.sum() / whole
-
-        def value_part(group: list[int], whole: int = tokens) -> Tensor:
-            batch, some, weights = rows(group)
-            values = critic.module(batch.input_ids, batch.index)
-            old, returns = (torch.cat([getattr(one, name) for one in some]) for name in ("values", "returns"))
-            return ppo_value_loss(values, old, returns, config.value_clip, weights) * weights.sum() / whole
-
-        groups = group_by_length([len(one.rollout.sequence) for one, _ in mine], optim.batch_tokens)
-        parts: list[Callable[[], Tensor]] = [lambda group=group: policy_part(group) for group in groups]  # type: ignore[misc]
+        mine = learner.world.shard(chosen)
+        batches = [
+            Minibatch.of(mine, group, learner.table, counted_tokens(chosen))
+            for group in group_answers([one.rollout.sequence for one, _ in mine], optim.batch_tokens, learner.sharing)
+        ]
+        parts: list[Callable[[], Tensor]] = [partial(policy_part, learner, one, watch, number == 0) for one in batches]
         liked = list(imitations[number :: len(steps)]) if config.sft_coefficient else []
         if liked:
-            shard = world.shard(liked)
+            shard = learner.world.shard(liked)
             scales = [scale * config.sft_coefficient for _, scale in shard]
             examples = [example for example, _ in shard]
-            parts += sft_micro_losses(actor, examples, scales, answer_tokens(liked), optim.batch_tokens)
-        policy_losses.append(actor.step(parts))
-        value_losses.append(critic.step([lambda group=group: value_part(group) for group in groups]))  # type: ignore[misc]
-    count = len(steps)
-    return {
-        "policy_loss": sum(policy_losses) / count,
-        "value_loss": sum(value_losses) / count,
-        "ratio_first": ratios[0],
-        "ratio_last": ratios[-1],
-    }
+            parts += sft_micro_losses(learner.actor, examples, scales, answer_tokens(liked), optim.batch_tokens)
+        policy_losses.append(learner.actor.step(parts))
+        if learner.critic is not None:
+            value_losses.append(learner.critic.step([partial(value_part, learner, one) for one in batches]))
+    found = watch.means()
+    found["policy_loss"] = sum(policy_losses) / len(steps)
+    return found | ({"value_loss": sum(value_losses) / len(steps)} if value_losses else {})
 
 
-def _masks(rollouts: Sequence[Rollout], layout: SequenceLayout, model: torch.nn.Module) -> Tensor:
-    """The engine's grammar at every answer token of `rollouts`, `[tokens, vocabulary]`."""
-    width = _vocabulary(model)
-    return torch.cat(
-        [
-            grammar_masks(layout, rollout.answer, rollout.modalities or None, width, rollout.limit)
-            for rollout in rollouts
-        ]
-    )
+def counted_tokens(experience: Sequence[Experience]) -> int:
+    """Answer tokens that are not too old: what a step's sum is divided by."""
+    return max(int(sum((one.rollout.weights > 0).sum() for one in experience)), 1)
 
 
-def _vocabulary(model: torch.nn.Module) -> int:
-    lm = getattr(model, "module", model).lm  # DeepSpeed wraps the AnswerModel
-    return int(lm.config.vocab_size)
+@dataclass(frozen=True)
+class Minibatch:
+    """What fits one forward pass; tensors flat over the answer tokens. `weights` add up to a part of the step's."""
+
+    answers: Answers
+    weights: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(
+        cls, step: Sequence[tuple[Experience, float]], group: Group, table: GrammarTable | None, tokens: int
+    ) -> "Minibatch":
+        """The `group` of a `step`: experiences with a weight each, of `tokens` answer tokens together."""
+        answers = Answers.of([one.rollout for one, _ in step], group, table)
+        some = [step[i] for i in group.order]
+        scales = torch.tensor([scale for _, scale in some])[answers.batch.owner]
+        advantages, returns, values = (
+            torch.cat([getattr(one, name) for one, _ in some]) for name in ("advantages", "returns", "values")
+        )
+        return cls(answers, answers.weights * scales / tokens, advantages, returns, values)
+
+
+def policy_part(learner: Learner, part: Minibatch, watch: Watch, first: bool) -> Tensor:
+    """This part's share of the clipped surrogate, and of the value loss where the critic is the actor's head.
+
+    `first`: nothing has been updated since the weights were staged.
+    """
+    config = learner.config
+    found = actor_pass(learner.actor.module, part.answers, values=learner.critic is None)
+    watch.add(found, part.answers, part.advantages, config.clip, config.clip, first)
+    surrogate = clipped_surrogate(found.logprobs, part.answers.logged, part.advantages, config.clip, config.clip)
+    loss = (surrogate * part.weights).sum()
+    if found.values is None:
+        return loss
+    return loss + config.value_coefficient * value_loss(found.values, part, config)
+
+
+def value_part(learner: Learner, part: Minibatch) -> Tensor:
+    assert learner.critic is not None
+    values = learner.critic.module(*part.answers.batch.inputs(part.answers.batch.index))
+    return value_loss(values, part, learner.config)
+
+
+def value_loss(values: Tensor, part: Minibatch, config: PPOConfig) -> Tensor:
+    """This part's share of the clipped value loss."""
+    mean = ppo_value_loss(values, part.values, part.returns, config.value_clip, part.weights)
+    return mean * part.weights.sum()

@@ -2,21 +2,29 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from anyloop.sequence import Sequencer
 from trainer.algorithms.losses import reward_loss
+from trainer.algorithms.rollout import Score
 from trainer.answer_model import ScalarModel
-from trainer.batches import TokenSequence, collate, group_by_length, shuffled_steps, steps_in
+from trainer.batches import TokenSequence, shuffled_steps, steps_in
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Pair
 from trainer.optimisation import OptimConfig
+from trainer.prefix_proof import prove_sharing
+from trainer.shared_prefix import Group, Sharing, group_answers, group_pairs
 
 log = logging.getLogger(__name__)
+
+View = Literal["answer", "critique"]
 
 
 @dataclass(frozen=True)
@@ -27,49 +35,115 @@ class RewardConfig:
     epochs: int = 3
     batch: int = 8  # pairs per optimiser step
     regularisation: float = 0.001  # weight of mean(score^2): keeps the scores near zero
+    view: View = "answer"  # what it reads: prompt and answer, or the prompt that asks for a critique of them
+    start: Literal["policy", "critique"] = "policy"  # the weights it begins from
+
+
+class Reward(Protocol):
+    """What answers are rewarded by. A training function opens it in its own process."""
+
+    @property
+    def value_start(self) -> dict[str, Tensor] | None:
+        """Weights of a ScalarModel that a value function over prompt and answer may begin from."""
+
+    def open(self, optim: OptimConfig) -> Score:
+        """A function of whole sequences, prompt and answer as the policy has them."""
+
+
+@dataclass(frozen=True)
+class TrainedReward:
+    """A reward model's weights, on the backbone of `checkpoint`."""
+
+    checkpoint: Path
+    tensors: dict[str, Tensor]
+    view: View = "answer"
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def value_start(self) -> dict[str, Tensor] | None:
+        return self.tensors if self.view == "answer" else None  # it knows what a good end looks like
+
+    def open(self, optim: OptimConfig) -> Score:
+        model = ScalarModel.load(self.checkpoint)
+        model.load_state_dict(self.tensors)
+        sharing = prove_sharing(model, optim.shared_prefix)
+        reads = reader(self.checkpoint, self.view)
+
+        def score(sequences: Sequence[TokenSequence]) -> list[float]:
+            return reward_scores(model, [reads(sequence) for sequence in sequences], optim.batch_tokens, sharing)
+
+        return score
+
+
+def reader(checkpoint: Path, view: View) -> Callable[[TokenSequence], TokenSequence]:
+    """From an answer to what the reward model reads; its score stands at the last token of that."""
+    if view == "answer":
+        return lambda sequence: sequence
+    sequencer = Sequencer.from_pretrained(checkpoint)
+
+    def critique_prompt(sequence: TokenSequence) -> TokenSequence:
+        turns = sequencer.parse_prompt(sequence.prompt)
+        asked = tuple(sequencer.critique_prompt(turns, sequencer.parse(sequence.answer)))
+        return TokenSequence(asked[:-1], asked[-1:])
+
+    return critique_prompt
 
 
 def train_reward_model(
     world: World, checkpoint: Path, pairs: list[Pair], config: RewardConfig, optim: OptimConfig
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A reward model on the backbone of `checkpoint`. Returns its weights and metrics."""
+) -> TrainedReward:
+    """A reward model on the backbone of `checkpoint`. Raises LayoutError where the view cannot be made of a pair."""
+    reads = reader(checkpoint, config.view)
+    views = [tuple(reads(sequence) for sequence in pair.sequences) for pair in pairs]
     total = steps_in(len(pairs), config.batch, config.epochs)
-    engine = open_engine(ScalarModel.load(checkpoint), config.lr, total, optim, world)
+    model = ScalarModel.load(checkpoint)
+    sharing = prove_sharing(model, optim.shared_prefix)
+    engine = open_engine(model, config.lr, total, optim, world)
     losses: list[float] = []
     for step in shuffled_steps(len(pairs), config.batch, config.epochs, optim.seed):
         total_weight = max(sum(pairs[i].weight for i in step), 1e-8)
-        mine = world.shard([pairs[i] for i in step])
-
-        def part(group: list[int], mine: list[tuple[Pair, float]] = mine, whole: float = total_weight) -> Tensor:
-            batch = collate([sequence for i in group for sequence in mine[i][0].sequences])
-            scores = engine.module(batch.input_ids, batch.last).view(-1, 2)
-            weights = torch.tensor([mine[i][0].weight * mine[i][1] for i in group])
-            loss = reward_loss(scores[:, 0], scores[:, 1], weights, config.regularisation)
-            return loss * weights.sum() / whole
-
-        lengths = [max(len(sequence) for sequence in pair.sequences) for pair, _ in mine]
+        mine = world.shard(step)
+        sequences = [sequence for i, _ in mine for sequence in views[i]]
+        weights = torch.tensor([pairs[i].weight * scale for i, scale in mine])
         parts: list[Callable[[], Tensor]] = [
-            lambda group=group: part(group)  # type: ignore[misc]
-            for group in group_by_length(lengths, optim.batch_tokens // 2)
+            partial(pair_loss, engine.module, group, sequences, weights, total_weight, config.regularisation)
+            for group in group_pairs(sequences, optim.batch_tokens, sharing)
         ]
         losses.append(engine.step(parts))
         if engine.steps % 10 == 0:
             log.info("reward model step %d of %d: loss %.3f", engine.steps, total, losses[-1])
-    chosen = reward_scores(engine.module, [pair.sequences[0] for pair in pairs], optim.batch_tokens)
-    rejected = reward_scores(engine.module, [pair.sequences[1] for pair in pairs], optim.batch_tokens)
+    everything = [sequence for view in views for sequence in view]
+    scores = reward_scores(engine.module, everything, optim.batch_tokens, sharing)
     metrics = {
         "reward_loss": losses[-1] if losses else float("nan"),
-        "reward_accuracy": sum(a > b for a, b in zip(chosen, rejected, strict=True)) / max(len(pairs), 1),
+        "reward_accuracy": sum(a > b for a, b in zip(scores[0::2], scores[1::2], strict=True)) / max(len(pairs), 1),
     }
-    return engine.tensors(), metrics
+    return TrainedReward(checkpoint, engine.tensors(), config.view, metrics)
+
+
+def pair_loss(
+    module: nn.Module,
+    group: Group,
+    sequences: Sequence[TokenSequence],
+    weights: Tensor,
+    whole: float,
+    regularisation: float,
+) -> Tensor:
+    """The part that a group of pairs has in the step's weighted mean; `weights` of all its pairs, `whole` their sum."""
+    batch = group.collate(sequences)
+    scores = module(*batch.inputs(batch.last)).view(-1, 2)
+    mine = weights[[i // 2 for i in group.order[::2]]]
+    return reward_loss(scores[:, 0], scores[:, 1], mine, regularisation) * mine.sum() / whole
 
 
 @torch.no_grad()
-def reward_scores(module: nn.Module, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:
+def reward_scores(
+    module: nn.Module, sequences: Sequence[TokenSequence], batch_tokens: int, sharing: Sharing | None = None
+) -> list[float]:
     """The score of each whole sequence."""
     scores = [0.0] * len(sequences)
-    for group in group_by_length([len(sequence) for sequence in sequences], batch_tokens):
-        batch = collate([sequences[i] for i in group])
-        for i, score in zip(group, module(batch.input_ids, batch.last).tolist(), strict=True):
+    for group in group_answers(sequences, batch_tokens, sharing):
+        batch = group.collate(sequences)
+        for i, score in zip(group.order, module(*batch.inputs(batch.last)).tolist(), strict=True):
             scores[i] = score
     return scores

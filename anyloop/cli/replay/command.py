@@ -48,7 +48,7 @@ def replay(
         ),
     ] = "",
     algorithm: Annotated[
-        Literal["dpo", "ppo"] | None, typer.Option(help="Default: dpo.", rich_help_panel=_LEARNING)
+        Literal["dpo", "ppo", "grpo"] | None, typer.Option(help="Default: dpo.", rich_help_panel=_LEARNING)
     ] = None,
     base: Annotated[
         str,

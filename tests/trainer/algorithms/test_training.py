@@ -1,6 +1,7 @@
 """Each algorithm on a toy where the right outcome is known. The model is tiny and random; seconds each."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from anyloop.modality import Modality
 from anyloop.sequence import Sequencer, Turn
 from trainer.algorithms.dpo import DPOConfig, train_dpo
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, mix, split_held_out, train_critic
-from trainer.algorithms.ppo import PPOConfig, Rollout, train_ppo
-from trainer.algorithms.reward_model import RewardConfig, reward_scores, train_reward_model
-from trainer.answer_model import AnswerModel, ScalarModel, grammar_masks, score_sequences, token_logprobs
+from trainer.algorithms.ppo import PPOConfig, train_ppo
+from trainer.algorithms.reward_model import RewardConfig, train_reward_model
+from trainer.algorithms.rollout import Rollout, Score
+from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
 from trainer.distributed import World
 from trainer.examples import Example, Pair
+from trainer.grammar_table import GrammarTable
 from trainer.optimisation import OptimConfig
 
 WORDS = ("red", "blue", "small", "large")
@@ -124,11 +127,9 @@ def test_the_mix_holds_every_new_critique_and_the_configured_shares() -> None:
 def test_the_reward_model_scores_chosen_above_rejected(checkpoint: Path, sequencer: Sequencer) -> None:
     pairs = toy_pairs(sequencer)
     config = RewardConfig(lr=3e-3, epochs=4, batch=6)
-    tensors, metrics = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
-    assert metrics["reward_accuracy"] == 1.0
-    model = ScalarModel.load(checkpoint)
-    model.load_state_dict(tensors)
-    good, bad = reward_scores(model, pairs[0].sequences, 4096)
+    reward = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
+    assert reward.metrics["reward_accuracy"] == 1.0
+    good, bad = reward.open(OptimConfig())(pairs[0].sequences)
     assert good > bad
 
 
@@ -147,7 +148,8 @@ class Bandit:
         with torch.no_grad():
             logits = model(ids, torch.tensor([len(self.prompt) - 1]))[0]
         width = len(logits)
-        allowed = grammar_masks(self.sequencer.layout, (self.arms[0],), (Modality.TEXT,), width)[0]
+        table = GrammarTable(self.sequencer.layout, width)
+        allowed = table.masks(table.rows((self.arms[0],), (Modality.TEXT,)))[0]
         logprobs = torch.log_softmax(logits.masked_fill(~allowed, float("-inf")), -1)
         self.chances.append(float(logprobs[list(self.arms)].exp()[0]))
         generator = torch.Generator().manual_seed(turn)
@@ -155,27 +157,44 @@ class Bandit:
         return [Rollout(self.prompt, (token,), (float(logprobs[token]),), (Modality.TEXT,)) for token in drawn]
 
 
+class EarlyTokensPay:
+    """A reward of 1 for answers that begin with one of the first 160 tokens: about half of the text tokens."""
+
+    value_start = None
+
+    def open(self, optim: OptimConfig) -> Score:
+        return lambda sequences: [float(one.answer[0] < 160) for one in sequences]
+
+
+@pytest.mark.parametrize("critic", ["own", "shared"])
 def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
-    checkpoint: Path, sequencer: Sequencer, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, sequencer: Sequencer, critic: Literal["own", "shared"]
 ) -> None:
-    bandit = Bandit(checkpoint, sequencer)
-    early = set(range(0, 160))  # half of the text tokens pay
-    monkeypatch.setattr(
-        "trainer.algorithms.ppo.reward_scores",
-        lambda model, sequences, tokens: [1.0 if one.answer[0] in early else 0.0 for one in sequences],
+    config = PPOConfig(
+        iterations=5, rollouts=64, batch=32, epochs=3, actor_lr=1e-2, critic_lr=1e-2, kl=0.0, critic=critic
     )
-    config = PPOConfig(iterations=5, rollouts=64, batch=32, epochs=3, actor_lr=1e-2, critic_lr=1e-2, kl=0.0)
-    reward_tensors = ScalarModel.load(checkpoint).state_dict()
-    trained = train_ppo(World(), checkpoint, checkpoint, reward_tensors, [], config, OptimConfig(), rollouts=bandit)
+    trained = train_ppo(
+        World(),
+        checkpoint,
+        checkpoint,
+        EarlyTokensPay(),
+        [],
+        config,
+        OptimConfig(),
+        rollouts=Bandit(checkpoint, sequencer),
+    )
     assert trained.metrics["ppo_reward_last"] > trained.metrics["ppo_reward_first"] + 0.25
     assert trained.metrics["ppo_ratio_first_first"] == pytest.approx(1.0, abs=1e-4)  # logged and recomputed agree
+    assert trained.metrics["ppo_mismatch_max_last"] < 1e-4  # the new weights do reach the engine
     assert trained.metrics["ppo_turns"] == 5
+    assert trained.tensors.keys() == AnswerModel.load(checkpoint).lm.state_dict().keys()
 
 
 def test_grammar_masks_reproduce_the_engines_distribution(checkpoint: Path, sequencer: Sequencer) -> None:
     model = AnswerModel.load(checkpoint)
     answer = tuple(sequencer.answer(["hi"]))
-    masks = grammar_masks(sequencer.layout, answer, (Modality.TEXT,), model.lm.config.vocab_size)
+    table = GrammarTable(sequencer.layout, model.lm.config.vocab_size)
+    masks = table.masks(table.rows(answer, (Modality.TEXT,)))
     batch = collate([TokenSequence(asked(sequencer, "Hello."), answer)])
     free, masked = token_logprobs(model, batch), token_logprobs(model, batch, masks)
     assert bool((masked > free).all())  # less competition

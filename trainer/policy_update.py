@@ -1,0 +1,97 @@
+"""How a round's pairs move the policy: by DPO, or by a reward model and then PPO or GRPO on sampled answers."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from anyloop.sequence import SequenceLayout
+from anyloop.telemetry import metrics
+from trainer.algorithms.dpo import train_dpo
+from trainer.algorithms.grpo import train_grpo
+from trainer.algorithms.ppo import train_ppo
+from trainer.algorithms.reward_model import TrainedReward, train_reward_model
+from trainer.algorithms.rollout import Rollout
+from trainer.examples import Examples, Pair
+from trainer.join import Joined
+from trainer.join_store import Round
+from trainer.logged_rollouts import logged_rollouts
+from trainer.rollouts import of_turn, sample_rollouts
+from trainer.round_context import RoundContext
+from trainer.trained import Trained
+
+log = logging.getLogger(__name__)
+
+
+class PolicyUpdate:
+    """One round's. `left_out` counts logged answers that are no rollouts, by reason."""
+
+    def __init__(self, context: RoundContext, claimed: Round, policy: str, critique: str) -> None:
+        """`policy` and `critique` are the versions to begin from."""
+        self._context, self._claimed, self._policy, self._critique = context, claimed, policy, critique
+        self._start = context.registry.path(policy)
+        self.left_out: Counter[str] = Counter()
+
+    def train(self, pairs: list[Pair], examples: Examples, joined: Sequence[Joined]) -> Trained:
+        trainer, world = self._context.trainer, self._context.world
+        reference = self._reference()
+        imitations = [one for one in examples.imitations if len(one.sequence) <= trainer.max_tokens]
+        if trainer.algorithm == "dpo":
+            return world.call(train_dpo, self._start, reference, pairs, imitations, trainer.dpo, trainer.optim)
+        reward = self._reward(pairs)
+        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+        logged = self._logged(joined)
+
+        def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
+            mine = of_turn(logged, turn, trainer.ppo.iterations)
+            if trainer.samples_rollouts:
+                mine = mine + self._context.with_services(
+                    lambda services: sample_rollouts(
+                        services,
+                        self._context.registry,
+                        self._policy,
+                        prompts,
+                        turn,
+                        weights,
+                        trainer,
+                        self._claimed.key,
+                    )
+                )
+            return mine
+
+        begin, local = (self._start, reference, reward, imitations), {"rollouts": rollouts}
+        if trainer.algorithm == "grpo":
+            trained = world.call(train_grpo, *begin, trainer.grpo, trainer.optim, local=local)
+        else:
+            trained = world.call(train_ppo, *begin, trainer.ppo, trainer.optim, local=local)
+        for kind in ("max", "mean"):
+            found = trained.metrics.get(f"{trainer.algorithm}_mismatch_{kind}_first")
+            if found is not None:
+                metrics.LOGPROB_MISMATCH.labels(kind).set(found)
+        return replace(trained, metrics=reward.metrics | trained.metrics)
+
+    def _reference(self) -> Path:
+        if self._context.trainer.reference == "parent":
+            return self._start
+        base = self._context.registry.manifest(self._policy).base or self._policy
+        return self._context.registry.path(base)
+
+    def _reward(self, pairs: list[Pair]) -> TrainedReward:
+        trainer = self._context.trainer
+        start = self._context.registry.path(self._critique) if trainer.reward.start == "critique" else self._start
+        reward = self._context.world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
+        log.info("reward model: %s", reward.metrics)
+        return reward
+
+    def _logged(self, joined: Sequence[Joined]) -> list[Rollout]:
+        trainer = self._context.trainer
+        if trainer.algorithm != "ppo" or trainer.ppo.source == "engine":
+            return []
+        versions = self._context.announcements.promotions("policy") or [self._policy]
+        layout = SequenceLayout.load(self._start)
+        found, self.left_out = logged_rollouts((one.response for one in joined), versions, layout, trainer)
+        log.info("%d logged answers are rollouts, %d are not: %s", len(found), self.left_out.total(), self.left_out)
+        return found
