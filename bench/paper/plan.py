@@ -65,6 +65,9 @@ class Cell:
         return cls(**{**stored, "settings": tuple(sorted(stored["settings"].items()))})
 
 
+Graph = Mapping[Cell, Mapping[str, Cell]]  # what each cell needs, by role; what is needed stands first
+
+
 @dataclass(frozen=True)
 class Plan:
     """The size of one run. Shares are of `annotations`; 1.0 of each is what the main table compares."""
@@ -142,8 +145,8 @@ def needs(plan: Plan, cell: Cell) -> dict[str, Cell]:
     return found
 
 
-def graph(plan: Plan, cells: Iterable[Cell]) -> dict[Cell, dict[str, Cell]]:
-    """The cells and all that they need, directly or not, with the needs of each; what is needed comes first."""
+def graph(plan: Plan, cells: Iterable[Cell]) -> Graph:
+    """The cells and all that they need, directly or not."""
     found: dict[Cell, dict[str, Cell]] = {}
 
     def add(cell: Cell) -> None:
@@ -158,9 +161,9 @@ def graph(plan: Plan, cells: Iterable[Cell]) -> dict[Cell, dict[str, Cell]]:
     return found
 
 
-def fingerprints(cells: Mapping[Cell, Mapping[str, Cell]], base: str) -> dict[Cell, str]:
+def fingerprints(cells: Graph, base: str) -> dict[Cell, str]:
     """What a stored result must carry to be a cell's: changes with the cell, with the base's weights (their digest)
-    and with anything it builds on. `cells` as `graph` orders them."""
+    and with anything it builds on."""
     found: dict[Cell, str] = {}
     for cell, wants in cells.items():
         parts = [cell.to_json(), base, {role: found[one] for role, one in wants.items()}]

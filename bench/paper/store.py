@@ -1,8 +1,8 @@
 """The folder of one experiment: a JSON file per finished cell, and beside it what the cell wrote and said.
 
-    cells/ID.json   the result: there and whole, or not there
-    work/ID/        checkpoints and whatever else later cells read
-    logs/ID.log     output of the process that did the cell
+cells/ID.json   the result: there and whole, or not there
+work/ID/        checkpoints and whatever else later cells read
+logs/ID.log     output of the process that did the cell
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class Store:
         return self.root / "logs" / f"{cell.id}.log"
 
     def record(self, cell: Cell, fingerprint: str) -> Record | None:
-        """The result, if the cell is done as the plan wants it: with its settings, on what it builds on now."""
+        """The result, if the cell is done as the plan wants it: with its settings, on what it builds on now. It stays
+        one when somebody frees the disk of `work`: what a later cell misses there is made again."""
         try:
             record: Record = json.loads(self.result(cell).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        return record if record.get("fingerprint") == fingerprint and self.work(cell).is_dir() else None
+        return record if record.get("fingerprint") == fingerprint else None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import resource
 import shutil
 import sys
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": time.monotonic() - began,
         "peak_rss_bytes": peak_rss_bytes(),
-        "settings": returned.get("settings", {}),
-        "metrics": returned.get("metrics", {}),
+        "settings": plain(returned.get("settings", {})),
+        "metrics": plain(returned.get("metrics", {})),
         **outcomes(cell, returned),
     }
     write_json(Path(job["result"]), record)
@@ -80,11 +81,27 @@ def outcomes(cell: Cell, returned: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def plain(value: Any) -> Any:
+    """As JSON has it: numbers of numpy and torch as Python's, what is not finite as null, the rest by its name."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if not isinstance(value, str | int | float | None) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
 def peak_rss_bytes() -> int:
-    """Of this process or the largest of its children that have ended."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
+    """Of this process. The kernel's count for `getrusage` also holds what the parent had when it forked."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 if __name__ == "__main__":
