@@ -68,6 +68,11 @@ class Engine(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """The whole fp32 weights on the CPU, a copy, adapters merged. Every process must call it."""
 
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What is trained, alone and under the names of `module`: with LoRA the adapter and a head. On rank 0 only."""
+        tensors = self.state().tensors
+        return {name.removeprefix("weight/"): one for name, one in tensors.items() if name.startswith("weight/")}
+
     @abstractmethod
     def state(self) -> EngineState:
         """A copy of weights, moments and position. Every process must call it; rank 0 gets the tensors."""

@@ -29,24 +29,31 @@ def add_adapter(lm: nn.Module, name: str, optim: OptimConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # a second to import, and only LoRA needs it
     from peft.tuners.lora import Linear
 
-    targets: str | list[str] = "all-linear"
+    targets: str | list[str] = "all-linear"  # peft's word for all but the output head
     if optim.lora_targets != targets:
         targets = [one.strip() for one in optim.lora_targets.split(",")]
+        _check(lm, targets)
     config = LoraConfig(r=optim.lora_rank, lora_alpha=optim.lora_alpha, target_modules=targets, lora_dropout=0.0)
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what we want
-            torch.manual_seed(optim.seed)  # every process draws the same
-            inject_adapter_in_model(config, lm, adapter_name=name)
-    except ValueError as error:
-        raise LoraError(f"ANYLOOP_TRAINER_LORA_TARGETS={optim.lora_targets}: {error}") from error
-    layers = [layer for layer in lm.modules() if hasattr(layer, "lora_A")]
-    if wrong := {type(layer).__name__ for layer in layers if not isinstance(layer, Linear)}:
-        raise LoraError(f"ANYLOOP_TRAINER_LORA_TARGETS={optim.lora_targets}: only linear layers, not {sorted(wrong)}")
-    if lm.get_output_embeddings() in layers:
-        raise LoraError("ANYLOOP_TRAINER_LORA_TARGETS: the output head may be the embedding too; leave it out")
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what we want
+        torch.manual_seed(optim.seed)  # every process draws the same
+        inject_adapter_in_model(config, lm, adapter_name=name)
+    if wrong := {type(one).__name__ for one in lm.modules() if hasattr(one, "lora_A") and not isinstance(one, Linear)}:
+        raise LoraError(f"ANYLOOP_TRAINER_LORA_TARGETS={optim.lora_targets}: {sorted(wrong)} cannot be merged")
     for key, parameter in lm.named_parameters():
         parameter.requires_grad_(".lora_" in key)
+
+
+def _check(lm: nn.Module, targets: list[str]) -> None:
+    """Raises LoraError where a target is no layer of `lm`, or one that is not linear, or its output head."""
+    for target in targets:
+        named = [one for name, one in lm.named_modules() if name == target or name.endswith(f".{target}")]
+        layers = [getattr(one, "base_layer", one) for one in named]  # another adapter may stand there already
+        if not layers:
+            known = {name.rsplit(".", 1)[-1] for name, one in lm.named_modules() if isinstance(one, nn.Linear)}
+            raise LoraError(f"ANYLOOP_TRAINER_LORA_TARGETS={target}: no such layer; linear ones are {sorted(known)}")
+        if not all(isinstance(one, nn.Linear) for one in layers) or lm.get_output_embeddings() in layers:
+            raise LoraError(f"ANYLOOP_TRAINER_LORA_TARGETS={target}: adapters stand on linear layers inside the model")
 
 
 def use_adapter(module: nn.Module, lm: nn.Module, name: str | None) -> None:
@@ -68,6 +75,11 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     own = getattr(module, "adapter", None)
     found = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return {name: one for name, one in found.items() if (of := _ADAPTER.search(name)) is None or of[1] == own}
+
+
+def rename_adapter(key: str, name: str) -> str:
+    """A tensor's name where its adapter is called `name`."""
+    return _ADAPTER.sub(lambda match: match[0].replace(f".{match[1]}.", f".{name}."), key)
 
 
 def merged(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
