@@ -5,7 +5,6 @@ A version that the round has published already is looked for before it is made; 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from trainer.examples import Example, Examples, Pair, Seed
 from trainer.fault_points import FaultPoint, reached
 from trainer.forgetting import watch
 from trainer.handover import promote_critic
-from trainer.influence import cap_influence
+from trainer.influence import cap_examples
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import Round
@@ -67,6 +66,7 @@ class CandidateMaker:
         trust = maker.trust(claimed, examples, critic, report)
         if trust:
             examples = maker.examples(told, trust)
+        examples.imitations, _ = cap_examples(examples.imitations, trainer.max_principal_share)
         reached(FaultPoint.EXAMPLES)
         report.left_out = examples.left_out
         report.metrics |= {"critiques": len(examples.critiques)}
@@ -113,15 +113,15 @@ class CandidateMaker:
             earlier = before.examples(trust=before.remembered_trust())
             replay, old_held_out = split_held_out(earlier.critiques, trainer.critique_held_out)
             anchors = [Example(_answered(seed), seed.response_id) for seed in examples.seeds]
-            mixed = mix(learn, replay, anchors, trainer.critique, trainer.seed)
-            weights = [one.weight for one in mixed]
-            influence = cap_influence(weights, [one.voices for one in mixed], trainer.max_principal_share)
+            mixed, influence = cap_examples(
+                mix(learn, replay, anchors, trainer.critique, trainer.seed), trainer.max_principal_share
+            )
             report.metrics |= influence.metrics("critiques")
             with self._context.journal.phase(claimed.id, "feedback_modelling", report.seconds):
                 trained = self._context.world.call(
                     train_critic,
                     self._context.registry.path(parent),
-                    [replace(one, weight=weight) for one, weight in zip(mixed, influence.weights, strict=True)],
+                    mixed,
                     held_out + old_held_out[: 2 * len(held_out)],
                     trainer.critique,
                     trainer.optim,

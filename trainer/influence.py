@@ -5,7 +5,9 @@ after everything else has been weighed: one who speaks thirty times as often as 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from trainer.examples import Example
 
 Voices = tuple[str, ...]  # the principals whose statements an example rests on; empty for what a model said
 
@@ -54,6 +56,12 @@ def cap_influence(weights: Sequence[float], voices: Sequence[Voices], max_share:
         max(totals.values()) / whole if whole else 0.0,
         max(after.values()) / sum(lowered) if sum(lowered) else 0.0,
     )
+
+
+def cap_examples(examples: Sequence[Example], max_share: float) -> tuple[list[Example], Influence]:
+    """The same examples with weights under the cap."""
+    found = cap_influence([one.weight for one in examples], [one.voices for one in examples], max_share)
+    return [replace(one, weight=weight) for one, weight in zip(examples, found.weights, strict=True)], found
 
 
 def _totals(weights: Sequence[float], voices: Sequence[Voices]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from trainer.examples import Examples, Pair
 from trainer.join import Joined
 from trainer.join_store import Round
 from trainer.logged_rollouts import logged_rollouts
+from trainer.robust import smoothing
 from trainer.rollouts import of_turn, sample_rollouts
 from trainer.round_context import RoundContext
 from trainer.trained import Trained
@@ -40,7 +41,9 @@ class PolicyUpdate:
         reference = self._reference()
         imitations = [one for one in examples.imitations if len(one.sequence) <= trainer.max_tokens]
         if trainer.algorithm == "dpo":
-            return world.call(train_dpo, self._start, reference, pairs, imitations, trainer.dpo, trainer.optim)
+            trust = self._context.store.trust.of_round(self._claimed.id)
+            dpo = replace(trainer.dpo, label_smoothing=smoothing(trust, pairs, trainer.dpo.label_smoothing))
+            return world.call(train_dpo, self._start, reference, pairs, imitations, dpo, trainer.optim)
         reward = self._reward(pairs)
         prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
         logged = self._logged(joined)

@@ -86,8 +86,9 @@ def replayed(
 
 def _read(round_id: int, data: bytes) -> Kept:
     body = json.loads(zlib.decompress(data))
-    pairs = [
-        Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in pair.items()})
-        for pair in body["pairs"]
-    ]
-    return Kept(round_id, pairs, body["metrics"])
+    return Kept(round_id, [_pair(one) for one in body["pairs"]], body["metrics"])
+
+
+def _pair(stored: dict[str, Any]) -> Pair:
+    tuples = {name: tuple(stored[name]) for name in ("prompt", "chosen", "rejected", "voices")}
+    return Pair(**(stored | tuples))

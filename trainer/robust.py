@@ -19,10 +19,10 @@ from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, train
 from trainer.answer_model import AnswerModel
 from trainer.batches import TokenSequence, collate, group_by_length
 from trainer.distributed import World
-from trainer.examples import Example
+from trainer.examples import Example, Pair
 from trainer.optimisation import OptimConfig
 from trainer.reliability import Reliability, reliability
-from trainer.statements import Statement
+from trainer.statements import Statement, Trust
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,16 @@ def trust_of(statements: Sequence[Statement], found: Reliability) -> dict[str, f
     for one, believed in zip(statements, found.trust, strict=True):
         trust[one.id] = min(believed, trust.get(one.id, 1.0))
     return trust
+
+
+def smoothing(trust: Trust, pairs: Sequence[Pair], least: float) -> float:
+    """The label smoothing that fits what may still be wrong: the expected share of wrong statements among those that
+    are believed, times the share of the pairs' weight that rests on people. At least `least`, below one half."""
+    believed = sum(trust.values())
+    residual = sum(one * (1 - one) for one in trust.values()) / believed if believed else 0.0
+    whole = sum(pair.weight for pair in pairs)
+    people = sum(pair.weight for pair in pairs if pair.voices) / whole if whole else 0.0
+    return min(max(least, residual * people), 0.49)
 
 
 def metrics_of(statements: Sequence[Statement], found: Reliability) -> dict[str, Any]:
