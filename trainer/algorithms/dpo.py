@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.algorithms.losses import dpo_loss, dpo_margin
-from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
+from trainer.algorithms.supervised import answer_tokens, sft_micro_losses, typical_weight
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
@@ -71,12 +71,13 @@ def train_dpo(
     del anchor
     total = steps_in(len(pairs), config.batch, config.epochs)
     engine = open_engine(module, config.lr, total, optim, world)
+    typical = typical_weight([pair.weight for pair in pairs])
     notes = Notes({"history": []})
     inputs = fingerprint("dpo", checkpoint, reference, pairs, imitations, config, optim)
     steps = shuffled_steps(len(scored), config.batch, config.epochs, optim.seed)
     for number, step in training_steps({"policy": engine}, steps, world, saving, inputs, notes):
         extra = imitations[number % total :: total] if config.sft_coefficient else []
-        seen = dpo_step(engine, [scored[i] for i in step], extra, config, optim, world, sharing)
+        seen = dpo_step(engine, [scored[i] for i in step], extra, config, optim, world, sharing, typical)
         notes.facts["history"].append(seen)
         if number % 5 == 0 or number + 1 == total:
             log.info("dpo step %d of %d: %s", number + 1, total, _rounded(seen))
@@ -106,12 +107,18 @@ def dpo_step(
     optim: OptimConfig,
     world: World,
     sharing: Sharing | None = None,
+    typical: float | None = None,
 ) -> dict[str, float]:
-    """One update on `scored`. Returns this process's loss, mean margin and share of pairs ranked right."""
+    """One update on `scored`. Returns this process's loss, mean margin and share of pairs ranked right.
+
+    `typical`: what a pair weighs on average, over more than this step (see `typical_weight`).
+    """
     mine = world.shard(scored)
-    total_weight = max(sum(pair.weight for pair, _, _ in scored), 1e-8)
+    own_weight = max(sum(pair.weight for pair, _, _ in scored), 1e-8)
+    counts = own_weight / (typical * len(scored)) if typical else 1.0
+    total_weight = own_weight / counts
     chosen_examples = [Example(pair.sequences[0], pair.source, pair.weight) for pair, _, _ in scored]
-    liked_tokens = answer_tokens([*chosen_examples, *imitations])
+    liked_tokens = answer_tokens([*chosen_examples, *imitations]) / counts
     sequences = [sequence for (pair, _, _), _ in mine for sequence in pair.sequences]
     margins: list[Tensor] = []
 

@@ -9,10 +9,10 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses
+from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses, typical_weight
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
@@ -82,6 +82,7 @@ def train_critic(
     engine = open_engine(module, config.lr, total, optim, world)
     before = mean_loss(engine.module, held_out, optim.batch_tokens)
     notes = Notes({"best": before, "best_epoch": 0, "waited": 0, "loss": None}, engine.tensors())
+    typical = typical_weight([one.weight for one in examples])
     inputs = fingerprint("critic", checkpoint, examples, held_out, config, optim)
     steps = _steps(len(examples), config, optim.seed)
     for _, (epoch, step, last) in training_steps({"critic": engine}, steps, world, saving, inputs, notes):
@@ -91,7 +92,7 @@ def train_critic(
             engine,
             [example for example, _ in mine],
             [weight for _, weight in mine],
-            answer_tokens(chosen),
+            typical * answer_tokens([replace(one, weight=1.0) for one in chosen]),
             optim.batch_tokens,
         )
         facts = notes.facts

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anyloop.sequence import Sequencer
 from trainer.algorithms.losses import reward_loss
 from trainer.algorithms.rollout import Score
+from trainer.algorithms.supervised import typical_weight
 from trainer.answer_model import ScalarModel
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
 from trainer.distributed import World
@@ -100,8 +101,9 @@ def train_reward_model(
     sharing = prove_sharing(model, optim.shared_prefix)
     engine = open_engine(model, config.lr, total, optim, world)
     losses: list[float] = []
+    typical = typical_weight([pair.weight for pair in pairs])
     for step in shuffled_steps(len(pairs), config.batch, config.epochs, optim.seed):
-        total_weight = max(sum(pairs[i].weight for i in step), 1e-8)
+        total_weight = typical * len(step)
         mine = world.shard(step)
         sequences = [sequence for i, _ in mine for sequence in views[i]]
         weights = torch.tensor([pairs[i].weight * scale for i, scale in mine])

@@ -30,6 +30,12 @@ def answer_tokens(examples: Sequence[Example]) -> float:
     return max(sum(len(example.sequence.answer) * example.weight for example in examples), 1e-8)
 
 
+def typical_weight(weights: Sequence[float]) -> float:
+    """What an example of a whole training call weighs on average. Steps are divided by this times their size, not by
+    their own weights: a step of examples that count little is a small step, and does not make up for it."""
+    return max(sum(weights) / max(len(weights), 1), 1e-8)
+
+
 @torch.no_grad()
 def mean_loss(module: nn.Module, examples: Sequence[Example], batch_tokens: int) -> float:
     """Cross-entropy per answer token over `examples`; NaN when there are none."""
