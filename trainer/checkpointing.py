@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyloop.models.digest import weights_digest
 from anyloop.registry.files import sync, sync_tree
 from anyloop.telemetry import metrics
 from trainer.distributed import World
@@ -58,12 +59,15 @@ class Notes:
 
 
 def fingerprint(*inputs: object) -> str:
-    """What a training call is made of, so that no checkpoint of another one is taken up: data, settings, and paths by
-    name. How the work is spread over processes is left out: it does not change the result."""
+    """What a training call is made of, so that no checkpoint of another one is taken up: data, settings, paths by name,
+    weights (a dict) by their bytes. How the work is spread over processes is left out: it does not change the result.
+    """
     digest = hashlib.sha256()
     for one in inputs:
         if isinstance(one, OptimConfig):
             one = replace(one, zero_stage=0, offload="none")
+        elif isinstance(one, dict):
+            one = weights_digest(one)
         digest.update(repr(one.name if isinstance(one, Path) else one).encode() + b"\n")
     return digest.hexdigest()
 
@@ -88,6 +92,11 @@ def training_steps(
         yield number, step
         if saving and saving.every and (number + 1) % saving.every == 0:
             _save(engines, world, saving, inputs, notes, number + 1)
+
+
+def each_step(saving: SavePoint | None) -> SavePoint | None:
+    """For loops whose step is long: a checkpoint after every one, where there are any."""
+    return saving and replace(saving, every=min(1, saving.every))
 
 
 def forget(folder: Path) -> None:

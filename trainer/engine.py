@@ -107,7 +107,7 @@ class Engine(ABC):
             parameter.data.copy_(state.tensors[f"weight/{name}"])
             if f"{MOMENTS[0]}/{name}" in state.tensors:
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.adam_steps[name])),
+                    "step": torch.tensor(float(state.adam_steps[name]), device=parameter.device),
                     **{kind: state.tensors[f"{kind}/{name}"].to(parameter.device, copy=True) for kind in MOMENTS},
                 }
 

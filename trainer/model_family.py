@@ -23,16 +23,16 @@ class ModelFamily:
     ZeRO-3 cuts an engine's weights into parts, and no second engine could use what is left.
     """
 
-    def __init__(self, checkpoint: Path, optim: OptimConfig, world: World) -> None:
-        deepspeed = world.size > 1 or optim.offload != "none"
+    def __init__(self, checkpoint: Path, optim: OptimConfig, world: World | None = None) -> None:
+        deepspeed = optim.offload != "none" or (world is not None and world.size > 1)
         self.shared = bool(optim.lora_rank) and not (deepspeed and optim.zero_stage == 3)
-        self._checkpoint, self._optim = checkpoint, optim
+        self.checkpoint, self._optim = checkpoint, optim
         self._base: AnswerModel | None = None
 
     def policy(self, kind: type[M]) -> M:
         """The model that is trained as the policy."""
         if not self._optim.lora_rank:
-            return kind.load(self._checkpoint)  # type: ignore[return-value]
+            return kind.load(self.checkpoint)  # type: ignore[return-value]
         lm = self._lm().lm
         add_adapter(lm, "policy", self._optim)
         module = kind(lm)
@@ -41,7 +41,7 @@ class ModelFamily:
 
     def reference(self, checkpoint: Path) -> AnswerModel:
         """A frozen model; where it is this family's checkpoint, its base without an adapter."""
-        if not self.shared or checkpoint != self._checkpoint:
+        if not self.shared or checkpoint != self.checkpoint:
             return AnswerModel.load(checkpoint)
         module = AnswerModel(self._lm().lm)
         use_adapter(module, module.lm, None)
@@ -53,7 +53,7 @@ class ModelFamily:
         Without `tensors` its head is zero, and so is its adapter.
         """
         if not self._optim.lora_rank:
-            model = ScalarModel.load(self._checkpoint)
+            model = ScalarModel.load(self.checkpoint)
             if tensors is not None:
                 model.load_state_dict(dict(tensors))
             return model
@@ -69,5 +69,5 @@ class ModelFamily:
 
     def _lm(self) -> AnswerModel:
         if self._base is None or not self.shared:
-            self._base = AnswerModel.load(self._checkpoint)
+            self._base = AnswerModel.load(self.checkpoint)
         return self._base

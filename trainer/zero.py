@@ -125,7 +125,7 @@ class DeepSpeedEngine(Engine):
         flats = optimizer.fp32_partitioned_groups_flat if whole else optimizer.single_partition_of_fp32_groups
         for flat in flats:
             optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(adam_steps)),
+                "step": torch.tensor(float(adam_steps), device=flat.device),
                 **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
         if not whole:

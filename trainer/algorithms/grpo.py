@@ -25,15 +25,17 @@ from trainer.algorithms.losses import (
     group_advantages,
     kl_per_token,
 )
-from trainer.algorithms.reward_model import Reward
+from trainer.algorithms.reward_model import Reward, open_reward
 from trainer.algorithms.rollout import Rollout, RolloutSource, Score
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
+from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
+from trainer.model_family import ModelFamily
 from trainer.optimisation import OptimConfig
 from trainer.prefix_proof import prove_sharing
 from trainer.shared_prefix import Group, Sharing, group_answers
@@ -55,6 +57,7 @@ class GRPOConfig:
     scale: Scale = "group"  # advantages over the standard deviation of their group, of the turn, or none (Dr. GRPO)
     loss: Aggregation = "dapo"  # how token losses add up; see losses.answer_factors
     kl: float = 0.0  # weight of the k3 estimate of KL(policy || reference)
+    kl_corrected: bool = True  # times the importance ratio, so that its gradient is that of the KL (arXiv 2512.02556)
     clip_low: float = 0.2  # a ratio below 1 - clip_low earns nothing more
     clip_high: float = 0.2  # a ratio above 1 + clip_high earns nothing more; DAPO takes 0.28
     sft_coefficient: float = 0.0  # weight of the likelihood of chosen answers beside GRPO
@@ -86,13 +89,14 @@ class Learner:
     def open(
         cls, world: World, checkpoint: Path, reference: Path, reward: Reward, config: GRPOConfig, optim: OptimConfig
     ) -> "Learner":
-        policy = AnswerModel.load(checkpoint)
+        family = ModelFamily(checkpoint, optim, world)
+        policy = family.policy(AnswerModel)
         table = GrammarTable(SequenceLayout.load(checkpoint), int(policy.lm.config.vocab_size))
         sharing = prove_sharing(policy, optim.shared_prefix)
         updates = config.iterations * steps_in(config.prompts, config.batch, config.epochs)
         actor = open_engine(policy, config.lr, updates, optim, world)
-        anchor = AnswerModel.load(reference) if config.kl else None
-        return cls(actor, anchor, reward.open(optim), table, sharing, config, optim, world)
+        anchor = family.reference(reference) if config.kl else None
+        return cls(actor, anchor, open_reward(reward, family, optim), table, sharing, config, optim, world)
 
 
 def train_grpo(
@@ -103,19 +107,23 @@ def train_grpo(
     imitations: list[Example],
     config: GRPOConfig,
     optim: OptimConfig,
+    saving: SavePoint | None = None,
     rollouts: RolloutSource | None = None,
 ) -> Trained:
     """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns."""
     learner = Learner.open(world, checkpoint, reference, reward, config, optim)
-    history: list[dict[str, float]] = []
-    for turn in range(config.iterations):
+    notes = Notes({"history": []})
+    inputs = fingerprint("grpo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim)
+    turns = training_steps({"actor": learner.actor}, range(config.iterations), world, each_step(saving), inputs, notes)
+    for turn, _ in turns:
         weights = lm_tensors(learner.actor.tensors()) if turn else None
         sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
         if not sampled:
             break
         experience, seen = collect(learner, sampled)
-        history.append(seen | update(learner, experience, imitations, turn))
-        log.info("grpo turn %d of %d: %s", turn + 1, config.iterations, history[-1])
+        notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
+        log.info("grpo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
+    history: list[dict[str, float]] = notes.facts["history"]
     metrics: dict[str, Any] = {"grpo_turns": len(history)}
     for name in history[0] if history else ():
         metrics[f"grpo_{name}_first"], metrics[f"grpo_{name}_last"] = history[0][name], history[-1][name]
@@ -211,6 +219,8 @@ def policy_part(
     if reference:
         divergence = kl_per_token(found.logprobs, torch.cat(reference))
         watch.add_kl(divergence)
+        if config.kl_corrected:
+            divergence = divergence * (found.logprobs - answers.logged).exp()
         loss = loss + config.kl * divergence
     factor = torch.tensor([factor for _, factor in some])[owner]
     return (loss * answers.weights * factor).sum()

@@ -25,15 +25,17 @@ from trainer.algorithms.losses import (
     ppo_value_loss,
     whiten,
 )
-from trainer.algorithms.reward_model import Reward
+from trainer.algorithms.reward_model import Reward, open_reward, value_model
 from trainer.algorithms.rollout import Rollout, RolloutSource, Score
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
-from trainer.answer_model import AnswerModel, ScalarModel
+from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
+from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
+from trainer.model_family import ModelFamily
 from trainer.optimisation import OptimConfig
 from trainer.prefix_proof import prove_sharing
 from trainer.shared_prefix import Group, Sharing, group_answers
@@ -94,18 +96,16 @@ class Learner:
     ) -> "Learner":
         updates = config.iterations * steps_in(config.rollouts, config.batch, config.epochs)
         shared = config.critic == "shared"
-        policy = ActorCritic.load(checkpoint) if shared else AnswerModel.load(checkpoint)
+        family = ModelFamily(checkpoint, optim, world)
+        policy: AnswerModel = family.policy(ActorCritic) if shared else family.policy(AnswerModel)
         table = GrammarTable(SequenceLayout.load(checkpoint), int(policy.lm.config.vocab_size))
         sharing = prove_sharing(policy, optim.shared_prefix)
         critic = None
         if not shared:
-            values = ScalarModel.load(checkpoint)
-            if reward.value_start is not None:
-                values.load_state_dict(reward.value_start)
-            critic = open_engine(values, config.critic_lr, updates, optim, world)
+            critic = open_engine(value_model(reward, family, optim), config.critic_lr, updates, optim, world)
         actor = open_engine(policy, config.actor_lr, updates, optim, world)
-        anchor = AnswerModel.load(reference)
-        return cls(actor, critic, anchor, reward.open(optim), table, sharing, config, optim, world)
+        anchor = family.reference(reference)
+        return cls(actor, critic, anchor, open_reward(reward, family, optim), table, sharing, config, optim, world)
 
     def tensors(self) -> dict[str, Tensor]:
         """The language model's weights, without the head of a shared critic."""
@@ -120,19 +120,24 @@ def train_ppo(
     imitations: list[Example],
     config: PPOConfig,
     optim: OptimConfig,
+    saving: SavePoint | None = None,
     rollouts: RolloutSource | None = None,
 ) -> Trained:
     """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns."""
     learner = Learner.open(world, checkpoint, reference, reward, config, optim)
-    history: list[dict[str, float]] = []
-    for turn in range(config.iterations):
+    engines = {"actor": learner.actor} | ({"critic": learner.critic} if learner.critic else {})
+    notes = Notes({"history": []})
+    inputs = fingerprint("ppo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim)
+    turns = training_steps(engines, range(config.iterations), world, each_step(saving), inputs, notes)
+    for turn, _ in turns:
         weights = learner.tensors() if turn else None
         sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
         if not sampled:
             break
         experience, seen = collect(learner, sampled)
-        history.append(seen | update(learner, experience, imitations, turn))
-        log.info("ppo turn %d of %d: %s", turn + 1, config.iterations, history[-1])
+        notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
+        log.info("ppo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
+    history: list[dict[str, float]] = notes.facts["history"]
     metrics: dict[str, Any] = {"ppo_turns": len(history)}
     for name in history[0] if history else ():
         metrics[f"ppo_{name}_first"], metrics[f"ppo_{name}_last"] = history[0][name], history[-1][name]

@@ -16,9 +16,11 @@ from trainer.algorithms.rollout import Score
 from trainer.algorithms.supervised import typical_weight
 from trainer.answer_model import ScalarModel
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
+from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import open_engine
 from trainer.examples import Pair
+from trainer.model_family import ModelFamily
 from trainer.optimisation import OptimConfig
 from trainer.prefix_proof import prove_sharing
 from trainer.shared_prefix import Group, Sharing, group_answers, group_pairs
@@ -53,7 +55,7 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class TrainedReward:
-    """A reward model's weights, on the backbone of `checkpoint`."""
+    """A reward model's weights, on the backbone of `checkpoint`; with LoRA those of its adapter and head."""
 
     checkpoint: Path
     tensors: dict[str, Tensor]
@@ -65,8 +67,11 @@ class TrainedReward:
         return self.tensors if self.view == "answer" else None  # it knows what a good end looks like
 
     def open(self, optim: OptimConfig) -> Score:
-        model = ScalarModel.load(self.checkpoint)
-        model.load_state_dict(self.tensors)
+        return self.open_in(ModelFamily(self.checkpoint, optim), optim)
+
+    def open_in(self, family: ModelFamily, optim: OptimConfig) -> Score:
+        """As one of `family`, whose base it may share."""
+        model = family.scalar("reward", self.tensors)
         sharing = prove_sharing(model, optim.shared_prefix)
         reads = reader(self.checkpoint, self.view)
 
@@ -74,6 +79,24 @@ class TrainedReward:
             return reward_scores(model, [reads(sequence) for sequence in sequences], optim.batch_tokens, sharing)
 
         return score
+
+
+def open_reward(reward: Reward, family: ModelFamily, optim: OptimConfig) -> Score:
+    """`reward` beside the other models of `family`, on their base weights where it can be."""
+    if isinstance(reward, TrainedReward):
+        return reward.open_in(_home(reward, family, optim), optim)
+    return reward.open(optim)
+
+
+def value_model(reward: Reward, family: ModelFamily, optim: OptimConfig) -> ScalarModel:
+    """A value function that begins as the reward model, where that reads the same."""
+    if isinstance(reward, TrainedReward):
+        family = _home(reward, family, optim)
+    return family.scalar("critic", reward.value_start)
+
+
+def _home(reward: TrainedReward, family: ModelFamily, optim: OptimConfig) -> ModelFamily:
+    return family if reward.checkpoint == family.checkpoint else ModelFamily(reward.checkpoint, optim)
 
 
 def reader(checkpoint: Path, view: View) -> Callable[[TokenSequence], TokenSequence]:
@@ -91,7 +114,12 @@ def reader(checkpoint: Path, view: View) -> Callable[[TokenSequence], TokenSeque
 
 
 def train_reward_model(
-    world: World, checkpoint: Path, pairs: list[Pair], config: RewardConfig, optim: OptimConfig
+    world: World,
+    checkpoint: Path,
+    pairs: list[Pair],
+    config: RewardConfig,
+    optim: OptimConfig,
+    saving: SavePoint | None = None,
 ) -> TrainedReward:
     """A reward model on the backbone of `checkpoint`. Raises LayoutError where the view cannot be made of a pair."""
     reads = reader(checkpoint, config.view)
@@ -100,9 +128,11 @@ def train_reward_model(
     model = ScalarModel.load(checkpoint)
     sharing = prove_sharing(model, optim.shared_prefix)
     engine = open_engine(model, config.lr, total, optim, world)
-    losses: list[float] = []
+    notes = Notes({"loss": float("nan")})
+    inputs = fingerprint("reward", checkpoint, pairs, config, optim)
+    steps = shuffled_steps(len(pairs), config.batch, config.epochs, optim.seed)
     typical = typical_weight([pair.weight for pair in pairs])
-    for step in shuffled_steps(len(pairs), config.batch, config.epochs, optim.seed):
+    for number, step in training_steps({"reward": engine}, steps, world, saving, inputs, notes):
         total_weight = typical * len(step)
         mine = world.shard(step)
         sequences = [sequence for i, _ in mine for sequence in views[i]]
@@ -111,16 +141,17 @@ def train_reward_model(
             partial(pair_loss, engine.module, group, sequences, weights, total_weight, config.regularisation)
             for group in group_pairs(sequences, optim.batch_tokens, sharing)
         ]
-        losses.append(engine.step(parts))
-        if engine.steps % 10 == 0:
-            log.info("reward model step %d of %d: loss %.3f", engine.steps, total, losses[-1])
+        notes.facts["loss"] = engine.step(parts)
+        if (number + 1) % 10 == 0:
+            log.info("reward model step %d of %d: loss %.3f", number + 1, total, notes.facts["loss"])
     everything = [sequence for view in views for sequence in view]
     scores = reward_scores(engine.module, everything, optim.batch_tokens, sharing)
     metrics = {
-        "reward_loss": losses[-1] if losses else float("nan"),
+        "reward_loss": notes.facts["loss"],
         "reward_accuracy": sum(a > b for a, b in zip(scores[0::2], scores[1::2], strict=True)) / max(len(pairs), 1),
     }
-    return TrainedReward(checkpoint, engine.tensors(), config.view, metrics)
+    tensors = engine.trained_tensors() if optim.lora_rank else engine.tensors()
+    return TrainedReward(checkpoint, tensors, config.view, metrics)
 
 
 def pair_loss(
