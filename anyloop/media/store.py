@@ -120,6 +120,14 @@ class MediaStore:
             raise MediaNotFound(f"no medium {sha256} is stored") from error
         return data
 
+    def location(self, sha256: str) -> str:
+        """Where the bytes lie, for programs that read them by themselves: a path of this machine, or an fsspec URL.
+
+        Raises MediaNotFound."""
+        self.describe(sha256)
+        path = self._path(sha256)
+        return path if self._local else str(self._fs.unstrip_protocol(path))
+
     def describe(self, sha256: str) -> StoredMedia:
         """Raises MediaNotFound."""
         self._check(sha256)

@@ -101,7 +101,7 @@ def copy_feedback(
     selected = Selected()
 
     def wanted() -> Iterator[Record]:
-        for record in _records(source, FEEDBACK, begin, end):
+        for record in records_between(source, FEEDBACK, begin, end):
             step()
             selected.add(record)
             yield record
@@ -124,7 +124,7 @@ def copy_responses(
     names, talks = selected.names(), selected.talks()
 
     def wanted() -> Iterator[Record]:
-        for record in _records(source, RESPONSES, begin, end):
+        for record in records_between(source, RESPONSES, begin, end):
             step()
             message = _message(record)
             if not isinstance(message, events_pb2.ResponseEvent):
@@ -149,7 +149,8 @@ def _first_since(log: EventLog, topic: str, part: int, since: datetime, end: int
     return next((record.offset for record in log.read(topic, partition=part, since=since, limit=1)), end)
 
 
-def _records(log: EventLog, topic: str, begin: Offsets, end: Offsets) -> Iterator[Record]:
+def records_between(log: EventLog, topic: str, begin: Offsets, end: Offsets) -> Iterator[Record]:
+    """What a topic holds from `begin` to before `end`, partition by partition."""
     for part, stop in end.items():
         if begin[part] < stop:
             for record in log.read(topic, partition=part, offset=begin[part]):
