@@ -267,6 +267,9 @@ class TrainerSettings(BaseSettings):
         " the token limit (dr_grpo)",
     )
     grpo_kl: float = Field(GRPOConfig.kl, ge=0, description="Weight of KL(policy || reference), per token")
+    grpo_kl_corrected: bool = Field(
+        GRPOConfig.kl_corrected, description="Weigh the KL by the importance ratio: its gradient is then unbiased"
+    )
     grpo_clip_low: float = Field(GRPOConfig.clip_low, gt=0, lt=1)
     grpo_clip_high: float = Field(GRPOConfig.clip_high, gt=0, description="0.28 in DAPO: unlikely tokens may rise")
     grpo_sft_coefficient: float = Field(
