@@ -94,7 +94,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     """Raises ValueError."""
     plan = QUICK if options.quick else Plan()
     if options.seeds:
-        plan = replace(plan, seeds=tuple(dict.fromkeys(int(seed) for seed in options.seeds.split(","))))
+        seeds = options.seeds.split(",")
+        if not all(seed.strip().isdecimal() for seed in seeds):
+            raise ValueError(f"--seeds wants whole numbers with commas between them, not {options.seeds!r}")
+        plan = replace(plan, seeds=tuple(dict.fromkeys(map(int, seeds))))
     for one in options.set:
         if "=" not in one:
             raise ValueError(f"--set wants NAME=VALUE, not {one!r}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 HOW = (
-    "Every method has the same base, the same prompts and the same number of annotations of people. Of one seed, "
-    "binary methods get a preference between two answers of the base where language methods get a critique of one.",
+    "Every method has the same base, the same prompts and the same number of annotations by people. Of one seed, "
+    "binary methods get a preference between two answers to a prompt where language methods get a critique of one. "
+    "What a method makes of the prompts that nobody annotated is its own affair.",
     "The people are a program, the world's annotator: exact by rule, in few words. People say more, and less exactly.",
     "An answer is right when the world's judge finds every asked dimension right in the pixels, samples, frames or "
     "words. Held-out prompts ask for combinations of attributes that no training prompt has; each gets one answer.",

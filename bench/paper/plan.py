@@ -10,12 +10,14 @@ from typing import Any
 
 # What a cell of each kind reads: role -> the kind of cell that wrote it. From the second round on every cell also reads
 # `policy`, the weights that the round before ended with, and the critique model goes on from `previous`.
+# All cells of all seeds read `model`, what every method begins with.
 SHARED: dict[str, tuple[str, ...]] = {
+    "model": (),  # tiny-omni, its critiques made careless
     "answers": (),  # the policy's answers to the seed's prompts, each annotated in both ways
     "reward": ("answers",),  # reward model of the binary preferences
     "critic": ("answers",),  # critique model of the critiques
     "pairs": ("answers", "critic"),  # refined over original
-    "llf-reward": ("pairs",),  # reward model of those pairs
+    "llf-reward": ("critic", "pairs"),  # reward model of those pairs
 }
 METHODS: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -42,6 +44,7 @@ class Cell:
     kind: str
     seed: int
     annotations: int = 0  # of people; of `answers`: how many it makes. Others use the first so many of these
+    prompts: int = 0  # of `answers`: how many it answers, annotated or not
     round: int = 1
     line: str = ""  # from the second round on: the method whose rounds these are
     evaluate: int = 0  # held-out prompts per subtask; 0: the cell has no outcomes
@@ -74,7 +77,8 @@ class Plan:
 
     name: str = "full"
     seeds: tuple[int, ...] = (0, 1, 2)
-    annotations: int = 400
+    annotations: int = 80
+    prompts: int = 640  # logged answers of a round, of which so many are annotated; every method may use all prompts
     methods: tuple[str, ...] = tuple(METHODS)[1:]
     ablated: tuple[str, ...] = ("llf-dpo",)  # by share of language feedback, and their counterparts by share of binary
     language_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
@@ -93,6 +97,8 @@ class Plan:
                 raise ValueError(f"{name} has no binary counterpart to be ablated against")
         if not self.seeds or min(self.annotations, self.rounds, self.evaluate) < 1:
             raise ValueError("a plan needs a seed, and at least one annotation, round and held-out prompt per subtask")
+        if self.prompts < self.most:
+            raise ValueError(f"{self.most} annotations of {self.prompts} prompts: each annotates an answer of its own")
         for share in (*self.language_shares, *self.binary_shares):
             if share <= 0:
                 raise ValueError(f"a share of the annotations is above 0, not {share}")
@@ -137,6 +143,8 @@ def wanted(plan: Plan) -> list[Cell]:
 def needs(plan: Plan, cell: Cell) -> dict[str, Cell]:
     """What a cell reads, by role."""
     found = {role: _cell(plan, role, cell.seed, cell.annotations, cell.round, cell.line) for role in KINDS[cell.kind]}
+    if cell.kind != "model":
+        found["model"] = Cell("model", 0)
     if cell.round > 1:
         before = cell.round - 1
         found["policy"] = _cell(plan, cell.line, cell.seed, cell.annotations, before, cell.line)
@@ -172,7 +180,10 @@ def fingerprints(cells: Graph, base: str) -> dict[Cell, str]:
 
 
 def _cell(plan: Plan, kind: str, seed: int, annotations: int, number: int = 1, line: str = "") -> Cell:
-    cell = Cell(kind, seed, annotations, number, (line or plan.line) if number > 1 else "", settings=plan.settings)
+    whose = (line or plan.line) if number > 1 else ""
+    cell = Cell(kind, seed, annotations, round=number, line=whose, settings=plan.settings)
     if kind == "answers" and number == 1:
         cell = replace(cell, annotations=plan.most)
+    if kind == "answers":
+        cell = replace(cell, prompts=plan.prompts)
     return replace(cell, evaluate=plan.evaluate) if kind in METHODS else cell

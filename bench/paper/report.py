@@ -38,9 +38,10 @@ def _head(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     yield "# Results: language feedback beside binary feedback"
     yield ""
     yield (
-        "The experiment of the Align Anything paper (arXiv 2412.15838) in the reference world: the same base, prompts "
-        f"and number of annotations for every method ({plan['annotations']}), {seeds} seeds, {plan['evaluate']} "
-        "held-out prompts per subtask and seed. `python -m bench.paper report` writes this page; nobody edits it."
+        "The experiment of the Align Anything paper (arXiv 2412.15838) in the reference world: for every method the "
+        f"same base, the same {plan['prompts']} prompts and {plan['annotations']} annotations by people; {seeds} seeds, "
+        f"{plan['evaluate']} held-out prompts per subtask and seed. `python -m bench.paper report` writes this page; "
+        "nobody edits it."
     )
     yield ""
     if plan["name"] != "full":
@@ -49,7 +50,8 @@ def _head(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     if document["missing"]:
         names = ", ".join(f"`{name}`" for name in document["missing"][:8])
         more = " and others" if len(document["missing"]) > 8 else ""
-        yield f"**Not complete**: {len(document['missing'])} cells have no result ({names}{more})."
+        counts = f"{len(document['missing'])} of {_cells(document)}"
+        yield f"**Not complete**: {counts} cells have no result ({names}{more})."
         yield ""
     for name, why in document["failed"].items():
         yield f"- `{name}` failed: {why}"
@@ -271,6 +273,10 @@ def _again(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     )
     yield ""
     yield "`bench-out/paper.json` has the figures of every cell, `bench-out/paper/full/cells` each prompt's outcome."
+
+
+def _cells(document: Document) -> int:
+    return len(document["missing"]) + len(document["cells"])
 
 
 def _gains(found: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -22,7 +22,8 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     tables = [part(document) for part in parts]
     console.print(Group(*(one for one in tables if one.row_count)))
     if document["missing"]:
-        console.print(f"{len(document['missing'])} cells have no result yet; run again to go on")
+        total = len(document["missing"]) + len(document["cells"])
+        console.print(f"{len(document['missing'])} of {total} cells have no result yet; run again to go on")
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -18,15 +18,23 @@ from bench.paper.store import InUse, Record, Store, records
 
 FAKE = "tests.bench.paper.fake_cells:run_cell"
 PLAN = Plan(
-    name="full",
     seeds=(0,),
+    annotations=400,
     methods=("dpo", "llf-dpo"),
     language_shares=(1.0,),
     binary_shares=(1.0,),
     rounds=1,
     evaluate=3,
 )
-IDS = ["base.n0.s0", "answers.n400.s0", "dpo.n400.s0", "critic.n400.s0", "pairs.n400.s0", "llf-dpo.n400.s0"]
+IDS = [
+    "model.n0.s0",
+    "base.n0.s0",
+    "answers.n400.s0",
+    "dpo.n400.s0",
+    "critic.n400.s0",
+    "pairs.n400.s0",
+    "llf-dpo.n400.s0",
+]
 
 
 @dataclass
@@ -34,18 +42,19 @@ class Notes:
     """A watcher that remembers."""
 
     ends: dict[str, str] = field(default_factory=dict)
+    running: int = 0
     most: int = 0
-    left: list[float | None] = field(default_factory=list)
 
     def begun(self, cell: Cell) -> None:
-        pass
+        self.running += 1
+        self.most = max(self.most, self.running)
 
     def ended(self, cell: Cell, record: Record | None, complaint: str) -> None:
+        self.running -= 1
         self.ends[cell.id] = complaint
 
     def passed(self, running: Mapping[Cell, float], left_s: float | None) -> None:
-        self.most = max(self.most, len(running))
-        self.left.append(left_s)
+        assert len(running) == self.running
 
 
 @dataclass
@@ -82,11 +91,12 @@ def test_every_cell_is_done_once_after_what_it_needs_and_a_second_run_finds_all_
     assert bench.done == sorted(IDS)
     assert bench.notes.most == 2
     read = (bench.store.work(bench.cell("llf-dpo.n400.s0")) / "read").read_text()
-    assert read == "answers=answers.n400.s0 critic=critic.n400.s0 pairs=pairs.n400.s0"
+    assert read == "answers=answers.n400.s0 critic=critic.n400.s0 pairs=pairs.n400.s0 model=model.n0.s0"
     found = records(bench.store, fingerprints(bench.cells, "weights"))
     record = found[bench.cell("llf-dpo.n400.s0")]
     assert record["commit"] == "c0ffee"
-    assert record["needs"] == {"answers": "answers.n400.s0", "critic": "critic.n400.s0", "pairs": "pairs.n400.s0"}
+    assert record["needs"]["pairs"] == "pairs.n400.s0"
+    assert list(record["needs"]) == ["answers", "critic", "pairs", "model"]
     assert record["settings"] == {"lr": 2e-4, "epochs": 2}
     assert record["metrics"] == {"loss": 0.5, "worst": None}  # numpy's number, and what JSON has no word for
     assert record["peak_rss_bytes"] > 2**20
@@ -106,7 +116,7 @@ def test_a_failed_cell_is_reported_the_others_go_on_and_the_next_run_tries_it_ag
     assert "exited with status 1: RuntimeError: the loss is not a number" in why
     assert str(bench.store.log(bench.cell("critic.n400.s0"))) in why
     assert [cell.id for cell in run.blocked] == ["pairs.n400.s0", "llf-dpo.n400.s0"]
-    assert bench.done == ["answers.n400.s0", "base.n0.s0", "critic.n400.s0", "dpo.n400.s0"]
+    assert bench.done == ["answers.n400.s0", "base.n0.s0", "critic.n400.s0", "dpo.n400.s0", "model.n0.s0"]
     assert bench.notes.ends["dpo.n400.s0"] == ""
     monkeypatch.delenv("FAILS")
     assert bench.run() == Run()
@@ -129,7 +139,7 @@ def test_the_disk_of_finished_work_may_be_freed_and_only_what_is_read_again_is_m
     assert bench.done == []
     bench.store.result(bench.cell("dpo.n400.s0")).unlink()
     bench.run()
-    assert bench.done == ["answers.n400.s0", "dpo.n400.s0"]
+    assert bench.done == ["answers.n400.s0", "dpo.n400.s0", "model.n0.s0"]
 
 
 def test_a_result_that_was_cut_off_is_no_result(bench: Bench) -> None:
@@ -151,11 +161,11 @@ def test_two_runs_do_not_work_in_one_folder(bench: Bench) -> None:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_a_run_that_is_ended_leaves_no_process_and_the_next_goes_on(tmp_path: Path, end: signal.Signals) -> None:
     trace = tmp_path / "trace"
-    argv = [sys.executable, "-m", "bench.paper", "--seeds=0", "--only=llf-dpo.n400.s0", "--only=base.n0.s0"]
+    argv = [sys.executable, "-m", "bench.paper", "--seeds=0", "--only=llf-dpo.n80.s0", "--only=base.n0.s0"]
     argv += [f"--out={tmp_path / 'paper'}", f"--function={FAKE}"]
     env = {**os.environ, "TRACE": str(trace), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(argv, env={**env, "HANGS": "pairs.n400.s0"}, stderr=subprocess.PIPE, text=True) as first:
-        _until(lambda: trace.exists() and "pairs.n400.s0" in trace.read_text())
+    with subprocess.Popen(argv, env={**env, "HANGS": "pairs.n80.s0"}, stderr=subprocess.PIPE, text=True) as first:
+        _until(lambda: trace.exists() and "pairs.n80.s0" in trace.read_text())
         _until(lambda: (tmp_path / "paper/full/cells/base.n0.s0.json").exists())
         first.send_signal(end)
         _, said = first.communicate(timeout=20)
@@ -166,10 +176,10 @@ def test_a_run_that_is_ended_leaves_no_process_and_the_next_goes_on(tmp_path: Pa
     before = trace.read_text().split()
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 0, again.stderr
-    assert sorted(trace.read_text().split()[len(before) :]) == ["llf-dpo.n400.s0", "pairs.n400.s0"]
+    assert sorted(trace.read_text().split()[len(before) :]) == ["llf-dpo.n80.s0", "pairs.n80.s0"]
     document = json.loads((tmp_path / "paper.json").read_text())
     assert [row["method"] for row in document["main"]] == ["base", "llf-dpo"]
-    assert "dpo.n400.s0" in document["missing"]
+    assert "dpo.n80.s0" in document["missing"]
     assert "Not complete" in (tmp_path / "paper/full/results.md").read_text()
 
 
