@@ -26,8 +26,16 @@ class Estimate:
 
     def as_json(self) -> dict[str, float | None]:
         """NaN is no JSON: what was not measured is null."""
-        pairs = (("value", self.value), ("low", self.low), ("high", self.high))
-        return {name: None if math.isnan(number) else number for name, number in pairs}
+        return dict(zip(("value", "low", "high"), map(_or_null, (self.value, self.low, self.high)), strict=True))
+
+    @property
+    def interval(self) -> list[float | None]:
+        """[low, high] for JSON."""
+        return [_or_null(self.low), _or_null(self.high)]
+
+
+def _or_null(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 UNMEASURED = Estimate(math.nan, math.nan, math.nan)
@@ -85,7 +93,6 @@ def sign_test(wins: int, losses: int) -> float:
 
 def bootstrap(
     groups: Sequence[Sequence[float]],
-    statistic: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
@@ -93,21 +100,19 @@ def bootstrap(
 ) -> Estimate:
     """The mean over groups of the group's mean, each group's members drawn again with replacement; percentile interval.
 
-    `statistic` replaces the mean over groups: it gets one array of resampled means `[resamples]` per group. NaN when a
-    group is empty.
+    A group of one tells nothing of how its members differ: no interval then. NaN when a group is empty.
     """
     if not groups or any(not len(group) for group in groups):
         return UNMEASURED
-    combine = statistic or (lambda means: np.mean(means, axis=0))
+    members = [np.asarray(group, dtype=float) for group in groups]
+    value = float(np.mean([group.mean() for group in members]))
+    if any(len(group) < 2 for group in members):
+        return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
-    drawn, exact = [], []
-    for group in groups:
-        values = np.asarray(group, dtype=float)
-        drawn.append(values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1))
-        exact.append(values.mean(keepdims=True))
+    drawn = [group[rng.integers(len(group), size=(resamples, len(group)))].mean(axis=1) for group in members]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(combine(drawn), [tail, 1 - tail])
-    return Estimate(float(combine(exact)[0]), float(low), float(high))
+    low, high = np.quantile(np.mean(drawn, axis=0), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def _at_most(wins: int, trials: int, p: float) -> float:

@@ -73,11 +73,7 @@ def evaluate(
         raise CommandError(f"{error}. It judges where --judge is critique", code) from error
     ours, theirs = measured[0], measured[1] if against else None
     if theirs is not None and ours.versions == theirs.versions:
-        raise CommandError(
-            f"{ours.name} is in service already, so it would be compared with itself: name another with --version or "
-            "--against",
-            ExitCode.USAGE,
-        )
+        raise _same(ours.name)
     duels = _duels(ours, theirs) if theirs is not None else {}
     found = _write(plan, ours, theirs, duels, out)
     if as_json:
@@ -126,13 +122,15 @@ def _measure(
     from rich.progress import Progress
 
     from anyloop.cli.eval.measure import Measurement, answers_asked
-    from anyloop.cli.eval.staging import staged
+    from anyloop.cli.eval.staging import serving_version, staged
     from anyloop.cli.rest import GatewayClient
     from anyloop.cli.runfile import gateway_url
 
     settings = Settings()
     address = gateway_url(settings, url)
     here = address == gateway_url(settings)  # the control address in the settings belongs to that gateway
+    if here and "" in versions and (serving := serving_version(settings)) in versions:
+        raise _same(str(serving))
     total = answers_asked(plan, own)
     with (
         GatewayClient(address, key=key) as client,
@@ -161,6 +159,13 @@ def _critic(settings: Settings, plan: "Plan") -> Iterator["Critic | None"]:
     media = MediaStore(settings.effective_media_url)
     with Critic(setting(settings, "critique_target"), media) as critic:
         yield critic
+
+
+def _same(version: str) -> CommandError:
+    return CommandError(
+        f"{version} is in service, so it would be compared with itself: name another with --version or --against",
+        ExitCode.USAGE,
+    )
 
 
 def _duels(ours: "Measured", theirs: "Measured") -> Mapping[str, "Duel"]:

@@ -40,7 +40,7 @@ def _measured(one: Measured) -> dict[str, Any]:
         "versions": list(one.versions),
         "mean": success.mean.value,
         "standard_error": one.standard_error,
-        "interval": [success.mean.low, success.mean.high],
+        "interval": success.mean.interval,
         "subtasks": {name: _count(count) for name, count in success.subtasks.items()},
     }
     if success.dimensions:
@@ -66,7 +66,7 @@ def _measured(one: Measured) -> dict[str, Any]:
 
 def _count(count: Count) -> dict[str, Any]:
     share = count.share
-    return {"right": count.right, "asked": count.asked, "rate": share.value, "interval": [share.low, share.high]}
+    return {"right": count.right, "asked": count.asked, "rate": share.value, "interval": share.interval}
 
 
 def _understanding(report: UnderstandingReport) -> dict[str, Any]:

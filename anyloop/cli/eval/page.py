@@ -26,7 +26,7 @@ svg .whisker{stroke:var(--ink);stroke-width:1.5;fill:none}svg text.name{fill:var
 def page(plan: Plan, ours: Measured, theirs: Measured | None, duels: Mapping[str, Duel]) -> str:
     """One version, or two side by side."""
     both = (ours,) if theirs is None else (ours, theirs)
-    sections = [_head(plan, both), _success(both), _dimensions(both)]
+    sections = [_head(plan, both), _success(plan, both), _dimensions(both)]
     if theirs is not None:
         sections.append(_duel(ours, theirs, duels))
     sections += [_understanding(both), _generation(both), _own(both), _gallery(both), _notes(plan, both)]
@@ -68,10 +68,11 @@ def _head(plan: Plan, both: Sequence[Measured]) -> str:
     )
 
 
-def _success(both: Sequence[Measured]) -> str:
+def _success(plan: Plan, both: Sequence[Measured]) -> str:
+    title = "Success per subtask" if plan.judge == "world" else "Answers that the critique model approves"
     rows = {name: [_of(one, name) for one in both] for name in both[0].success.subtasks}
     rows["mean"] = [one.success.mean for one in both]
-    return f"<section><h2>Success per subtask</h2>{_key(both)}{bars(rows, 'Success per subtask')}</section>"
+    return f"<section><h2>{title}</h2>{_key(both)}{bars(rows, title)}</section>"
 
 
 def _of(one: Measured, subtask: str) -> Estimate:
@@ -201,9 +202,8 @@ def _gallery(both: Sequence[Measured]) -> str:
 
 def _card(answers: tuple[Shown, ...], both: Sequence[Measured]) -> str:
     question = answers[0].answered.question
-    sides = "".join(
-        f"<div><h4>{escape(version.name)}</h4>{_answer(one)}</div>" for one, version in zip(answers, both, strict=True)
-    )
+    heads = [f"<h4>{escape(version.name)}</h4>" for version in both] if len(both) > 1 else [""]
+    sides = "".join(f"<div>{head}{_answer(one)}</div>" for head, one in zip(heads, answers, strict=True))
     return (
         f'<article><p class="prompt">{escape(question.words)}</p><div class="media">{media_tags(question.files)}</div>'
         f'<div class="pair{"" if len(both) > 1 else " single"}">{sides}</div></article>'

@@ -19,6 +19,12 @@ _CODES = {
 }
 
 
+def serving_version(settings: Settings) -> str | None:
+    """What the policy replica answers with when no version is named; None when its control service does not answer."""
+    status = replica_status(settings, "policy")
+    return status.serving_version if status else None
+
+
 @contextmanager
 def staged(settings: Settings, versions: Sequence[str]) -> Iterator[None]:
     """Loads those of `versions` that are not resident through the policy replica's control service, and drops them at
