@@ -69,8 +69,8 @@ def records() -> dict[str, dict[str, Any]]:
         },
         "text-to-image": {
             "prompt": "Draw a square.",
-            "image_1": {"bytes": png(1), "path": None},
-            "image_2": {"bytes": png(2), "path": None},
+            "image_1": {"bytes": png(60), "path": None},
+            "image_2": {"bytes": png(250), "path": None},
             "image_1_model": "sd",
             "image_2_model": "flux",
             "overall_image": 2,
