@@ -1,0 +1,143 @@
+"""The report as a table for people, the verdict on the aims, and whether it is a failure."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.trainer.plan import DPO, ONLINE, OURS, PEER
+
+AIMS = {DPO: 1.5, ONLINE: 2.0}  # times the peer's samples per second
+TOLERANCE = 1e-3  # of losses (absolute) and gradient norms (relative) of the two sides, fp32
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our row beside the peer's of the same model and kind."""
+
+    model: str
+    kind: str
+    speedup: float
+    speedup_with_preparation: float  # one epoch: the reference's pass over each pair counts
+    memory: float  # our peak over the peer's
+    difference: str  # why the two did not compute the same; empty: they did
+    compared: bool
+
+    @property
+    def met(self) -> bool:
+        return self.speedup >= AIMS[self.kind] and not self.difference
+
+
+def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
+    """For every model and kind that both sides ran."""
+    found = []
+    for ours in rows:
+        for peer in rows:
+            same = (ours["model"], ours["kind"]) == (peer["model"], peer["kind"])
+            if same and ours["contender"] == OURS and peer["contender"] == PEER:
+                found.append(_compare(ours, peer))
+    return found
+
+
+def step_seconds(row: dict[str, Any]) -> float:
+    return statistics.median(row["steps_s"])
+
+
+def samples_per_second(row: dict[str, Any]) -> float:
+    return float(row["samples"]) / step_seconds(row)
+
+
+def failed(report: dict[str, Any]) -> bool:
+    """True when a contender did not run, or the two sides did not compute the same. A missed aim is a finding."""
+    return bool(report["errors"]) or any(one.difference for one in comparisons(report["rows"]))
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    table = Table(title="Training steps, one thread, fp32", title_justify="left")
+    for title in ("model", "step", "contender"):
+        table.add_column(title, no_wrap=True)
+    for title in (
+        "samples",
+        "tokens",
+        "s/step",
+        "samples/s",
+        "tokens/s",
+        "before, s",
+        "phases, s",
+        "peak MiB",
+        "of it",
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("losses | gradient norms", no_wrap=True)
+    for row in report["rows"]:
+        seconds = step_seconds(row)
+        table.add_row(
+            row["model"],
+            row["kind"],
+            row["contender"],
+            str(row["samples"]),
+            f"{row['tokens']:.0f}",
+            f"{seconds:.2f}",
+            f"{row['samples'] / seconds:.2f}",
+            f"{row['tokens'] / seconds:.0f}",
+            f"{row['prepare_s']:.2f}" if row["prepare_s"] else "-",
+            " ".join(f"{name} {statistics.median(each):.2f}" for name, each in row["phases"].items()) or "-",
+            f"{row['peak_rss'] / 2**20:.0f}",
+            f"{(row['peak_rss'] - row['base_rss']) / 2**20:.0f}",
+            _witness(row),
+        )
+    console.print(table)
+    console.print(f"[dim]{report['note']}[/]")
+    for one in comparisons(report["rows"]):
+        style, word = ("green", "met") if one.met else ("yellow", "missed")
+        same = one.difference or ("losses and gradients agree" if one.compared else "samplers differ: not compared")
+        console.print(
+            f"{one.model} {one.kind}: [{style}]{one.speedup:.2f} x TRL ({word}: {AIMS[one.kind]:.1f} x)[/], with what "
+            f"comes before {one.speedup_with_preparation:.2f} x, memory {one.memory:.2f} x; {same}"
+        )
+    for error in report["errors"]:
+        console.print(f"[bold red]{error['model']} {error['kind']} of {error['contender']}[/]: {error['error']}")
+
+
+def _witness(row: dict[str, Any]) -> str:
+    if row["fixed_loss"] is not None:
+        return f"{row['fixed_loss']:.6f} | {row['fixed_gradient_norm']:.5f}"
+    if row["kind"] != DPO:
+        return "-"
+    losses = ", ".join(f"{loss:.5f}" for loss in row["losses"][:3])
+    return f"{losses} | {row['gradient_norms'][0]:.4f}"
+
+
+def _compare(ours: dict[str, Any], peer: dict[str, Any]) -> Comparison:
+    def whole(row: dict[str, Any]) -> float:
+        """Seconds of a step and its share of what comes before all of them."""
+        return step_seconds(row) + float(row["prepare_s"]) / max(len(row["losses"]), 1)
+
+    difference, compared = "", True
+    if ours["kind"] == DPO:
+        pairs = list(zip(ours["losses"], peer["losses"], strict=False))
+        norms = list(zip(ours["gradient_norms"], peer["gradient_norms"], strict=False))
+    elif ours["fixed_loss"] is not None and peer["fixed_loss"] is not None:
+        pairs = [(ours["fixed_loss"], peer["fixed_loss"])]
+        norms = [(ours["fixed_gradient_norm"], peer["fixed_gradient_norm"])]
+    else:
+        pairs, norms, compared = [], [], False
+    for mine, theirs in pairs:
+        if abs(mine - theirs) > TOLERANCE:
+            difference = f"losses differ: {mine:.6f} and {theirs:.6f}"
+    for mine, theirs in norms:
+        if abs(mine - theirs) > TOLERANCE * theirs:
+            difference = difference or f"gradient norms differ: {mine:.6f} and {theirs:.6f}"
+    return Comparison(
+        ours["model"],
+        ours["kind"],
+        step_seconds(peer) / step_seconds(ours) * ours["samples"] / peer["samples"],
+        whole(peer) / whole(ours) * ours["samples"] / peer["samples"],
+        ours["peak_rss"] / peer["peak_rss"],
+        difference,
+        compared,
+    )
