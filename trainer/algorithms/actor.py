@@ -126,3 +126,11 @@ class Watch:
         if len(gaps):
             found |= {"mismatch_max": float(gaps.max()), "mismatch_mean": float(gaps.mean())}
         return found
+
+
+def first_and_last(history: Sequence[dict[str, float]], prefix: str) -> dict[str, float]:
+    """The first and the last turn's measurements; a turn lacks those that its answers do not allow."""
+    if not history:
+        return {}
+    ends = (("first", history[0]), ("last", history[-1]))
+    return {f"{prefix}{name}_{end}": value for end, turn in ends for name, value in turn.items()}

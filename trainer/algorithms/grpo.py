@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyloop.sequence import SequenceLayout
-from trainer.algorithms.actor import Answers, Watch, actor_pass
+from trainer.algorithms.actor import Answers, Watch, actor_pass, first_and_last
 from trainer.algorithms.losses import (
     Aggregation,
     Scale,
@@ -124,9 +124,7 @@ def train_grpo(
         notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
         log.info("grpo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
     history: list[dict[str, float]] = notes.facts["history"]
-    metrics: dict[str, Any] = {"grpo_turns": len(history)}
-    for name in history[0] if history else ():
-        metrics[f"grpo_{name}_first"], metrics[f"grpo_{name}_last"] = history[0][name], history[-1][name]
+    metrics: dict[str, Any] = {"grpo_turns": len(history)} | first_and_last(history, "grpo_")
     metrics["kl"] = metrics.get("grpo_kl_last", 0.0)
     return Trained(lm_tensors(learner.actor.tensors()), metrics)
 

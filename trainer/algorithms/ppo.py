@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyloop.sequence import SequenceLayout
-from trainer.algorithms.actor import ActorCritic, Answers, Watch, actor_pass
+from trainer.algorithms.actor import ActorCritic, Answers, Watch, actor_pass, first_and_last
 from trainer.algorithms.losses import (
     clipped_surrogate,
     gae,
@@ -138,9 +138,7 @@ def train_ppo(
         notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
         log.info("ppo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
     history: list[dict[str, float]] = notes.facts["history"]
-    metrics: dict[str, Any] = {"ppo_turns": len(history)}
-    for name in history[0] if history else ():
-        metrics[f"ppo_{name}_first"], metrics[f"ppo_{name}_last"] = history[0][name], history[-1][name]
+    metrics: dict[str, Any] = {"ppo_turns": len(history)} | first_and_last(history, "ppo_")
     metrics["kl"] = metrics.get("ppo_kl_last", 0.0)
     return Trained(learner.tensors(), metrics)
 
