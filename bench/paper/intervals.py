@@ -15,6 +15,7 @@ answer the same held-out prompts, so their differences are paired by seed and by
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -153,17 +154,22 @@ def _resampled(seeds: Sequence[Values]) -> np.ndarray:
     """[draws, subtasks, quantities]: means over seeds, each draw of other seeds (if there are several) and prompts.
     `seeds`: arrays [prompts, quantities]."""
     rng = np.random.default_rng(0)
-    chosen = rng.integers(len(seeds), size=(DRAWS, len(seeds))) if len(seeds) > 1 else np.zeros((DRAWS, 1), dtype=int)
     names = list(seeds[0])
-    total = np.zeros((DRAWS, len(names), seeds[0][names[0]].shape[1]))
+    # Means of each seed and subtask with its prompts drawn anew, as many as there are draws; a draw picks one of them.
+    pools = np.stack([np.stack([_weights(len(values[name])) @ values[name] for name in names]) for values in seeds])
+    chosen = rng.integers(len(seeds), size=(DRAWS, len(seeds)))
+    total = np.zeros((DRAWS, len(names), pools.shape[-1]))
     for place in range(len(seeds)):
-        for seed, values in enumerate(seeds):
-            draws = np.flatnonzero(chosen[:, place] == seed)
-            for at, name in enumerate(names):
-                count = len(values[name])
-                counts = rng.multinomial(count, np.full(count, 1 / count), size=len(draws))
-                total[draws, at] += counts @ values[name] / count
+        picked = rng.integers(DRAWS, size=(DRAWS, len(names)))
+        total += pools[chosen[:, [place]], np.arange(len(names)), picked]
     return total / len(seeds)
+
+
+@functools.cache
+def _weights(prompts: int) -> np.ndarray:
+    """[draws, prompts]: how often each prompt is drawn, over their number."""
+    rng = np.random.default_rng(prompts)
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS) / prompts
 
 
 def _bootstraps(seeds: int) -> bool:

@@ -118,7 +118,7 @@ class Plan:
 QUICK = Plan(
     name="quick",
     seeds=(0, 1),
-    annotations=240,
+    prompts=320,
     methods=("dpo", "ppo", "best-of-n", "llf-dpo", "llf-ppo"),
     language_shares=(0.25, 1.0),
     binary_shares=(1.0,),

@@ -39,9 +39,9 @@ def _head(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     yield ""
     yield (
         "The experiment of the Align Anything paper (arXiv 2412.15838) in the reference world: for every method the "
-        f"same base, the same {plan['prompts']} prompts and {plan['annotations']} annotations by people; {seeds} seeds, "
-        f"{plan['evaluate']} held-out prompts per subtask and seed. `python -m bench.paper report` writes this page; "
-        "nobody edits it."
+        f"same base, the same {plan['prompts']} prompts and {plan['annotations']} annotations by people; {seeds} "
+        f"seeds, {plan['evaluate']} held-out prompts per subtask and seed. `python -m bench.paper report` writes this "
+        "page; nobody edits it."
     )
     yield ""
     if plan["name"] != "full":
@@ -237,7 +237,8 @@ def _how(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     if "seeds" in overs:
         yield (
             "- Intervals are 95 %: Student's t over the seeds, each a replication with prompts, annotations and "
-            "training of its own, and never narrower than the held-out prompts alone make it; for ratios Fieller's."
+            "training of its own, and never narrower than the held-out prompts alone make it. For one subtask, what "
+            "training adds to the spread of the prompts is pooled over the subtasks. For ratios: Fieller's interval."
         )
     if "seeds and prompts" in overs:
         yield "- Intervals are 95 %: a bootstrap of the seeds, and in each of the held-out prompts."
