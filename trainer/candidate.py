@@ -80,8 +80,10 @@ class CandidateMaker:
         with self._context.journal.phase(claimed.id, trainer.algorithm, report.seconds):
             update = PolicyUpdate(self._context, claimed, policy, self._context.serving("critique"))
             trained = update.train(chosen.pairs, examples, joined)
-        reached(FaultPoint.TRAINED)
         report.left_out.update(update.left_out)
+        if trained is None:
+            return None
+        reached(FaultPoint.TRAINED)
         report.metrics |= trained.metrics | {"left_out": dict(report.left_out)}
         tensors = trained.tensors
         if trainer.forgetting != "off" and chosen.watched:
@@ -125,6 +127,7 @@ class CandidateMaker:
                     held_out + old_held_out[: 2 * len(held_out)],
                     trainer.critique,
                     trainer.optim,
+                    self._context.save_point(claimed, "critique"),
                 )
             reached(FaultPoint.CRITIC_TRAINED)
             report.metrics |= trained.metrics

@@ -36,21 +36,26 @@ class PolicyUpdate:
         self._start = context.registry.path(policy)
         self.left_out: Counter[str] = Counter()
 
-    def train(self, pairs: list[Pair], examples: Examples, joined: Sequence[Joined]) -> Trained:
+    def train(self, pairs: list[Pair], examples: Examples, joined: Sequence[Joined]) -> Trained | None:
+        """None where only logged answers may teach, and none of the round's is fit to."""
         trainer, world = self._context.trainer, self._context.world
         reference = self._reference()
         imitations = [one for one in examples.imitations if len(one.sequence) <= trainer.max_tokens]
+        saving = self._context.save_point(self._claimed, "policy")
         if trainer.algorithm == "dpo":
             trust = self._context.store.trust.of_round(self._claimed.id)
             dpo = replace(trainer.dpo, label_smoothing=smoothing(trust, pairs, trainer.dpo.label_smoothing))
-            return world.call(train_dpo, self._start, reference, pairs, imitations, dpo, trainer.optim)
-        reward = self._reward(pairs)
-        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+            return world.call(train_dpo, self._start, reference, pairs, imitations, dpo, trainer.optim, saving)
         logged = self._logged(joined)
+        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+        if not logged and not (trainer.samples_rollouts and prompts):
+            log.warning("round %d: no answer to learn from: %s", self._claimed.id, dict(self.left_out) or "no prompts")
+            return None
+        reward = self._reward(pairs)
 
         def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
             mine = of_turn(logged, turn, trainer.ppo.iterations)
-            if trainer.samples_rollouts:
+            if trainer.samples_rollouts and prompts:
                 mine = mine + self._context.with_services(
                     lambda services: sample_rollouts(
                         services,
@@ -67,9 +72,9 @@ class PolicyUpdate:
 
         begin, local = (self._start, reference, reward, imitations), {"rollouts": rollouts}
         if trainer.algorithm == "grpo":
-            trained = world.call(train_grpo, *begin, trainer.grpo, trainer.optim, local=local)
+            trained = world.call(train_grpo, *begin, trainer.grpo, trainer.optim, saving, local=local)
         else:
-            trained = world.call(train_ppo, *begin, trainer.ppo, trainer.optim, local=local)
+            trained = world.call(train_ppo, *begin, trainer.ppo, trainer.optim, saving, local=local)
         for kind in ("max", "mean"):
             found = trained.metrics.get(f"{trainer.algorithm}_mismatch_{kind}_first")
             if found is not None:
@@ -85,7 +90,8 @@ class PolicyUpdate:
     def _reward(self, pairs: list[Pair]) -> TrainedReward:
         trainer = self._context.trainer
         start = self._context.registry.path(self._critique) if trainer.reward.start == "critique" else self._start
-        reward = self._context.world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
+        saving = self._context.save_point(self._claimed, "reward")
+        reward = self._context.world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim, saving)
         log.info("reward model: %s", reward.metrics)
         return reward
 

@@ -4,16 +4,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.registry import Announcements, Registry
+from trainer.checkpointing import SavePoint
 from trainer.clients import Services
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.handover import await_serving
-from trainer.join_store import JoinStore
+from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
 
 T = TypeVar("T")
@@ -43,6 +45,15 @@ class RoundContext:
         """The version that should serve; the imported base before the first promotion."""
         version = self.announcements.serving(lineage)
         return version or self.registry.import_base(lineage, self.settings.model_dir).version
+
+    @property
+    def training_folder(self) -> Path:
+        """Where trainings under way keep their checkpoints; of no use once a round is closed."""
+        return self.settings.home / "trainer" / "training"
+
+    def save_point(self, claimed: Round, name: str) -> SavePoint:
+        """For the training call `name` of a round."""
+        return SavePoint(self.training_folder / claimed.key / name, self.trainer.checkpoint_every)
 
     def await_serving(self, lineage: str, version: str) -> None:
         timeout = self.trainer.swap_timeout_s

@@ -14,6 +14,7 @@ from anyloop.log import EventLog
 from anyloop.registry import Announcements, Registry
 from anyloop.telemetry import metrics
 from trainer.candidate import CandidateMaker
+from trainer.checkpointing import forget
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.distributed import World
@@ -57,7 +58,8 @@ class RoundRunner:
         return self._close(claimed, Report(), "superseded: other checkpoints used all of its feedback")
 
     def _attempt(self, claimed: Round, joined: list[Joined], report: Report) -> str:
-        report.metrics |= {"feedback": len(joined)} | _kinds(joined)
+        last = max(one.feedback.created_unix_ms for one in joined) / 1000
+        report.metrics |= {"feedback": len(joined), "last_feedback": last} | _kinds(joined)
         candidate = published_by_round(self._context.registry, "policy", claimed.key)
         if candidate is None:
             candidate = self._maker.make(claimed, joined, report)
@@ -98,6 +100,7 @@ class RoundRunner:
             seconds=report.seconds,
             metrics=report.metrics,
         )
+        forget(self._context.training_folder)
         log.info("round %d: %s", claimed.id, outcome)
         return outcome
 
