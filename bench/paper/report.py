@@ -50,8 +50,8 @@ def _head(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     if document["missing"]:
         names = ", ".join(f"`{name}`" for name in document["missing"][:8])
         more = " and others" if len(document["missing"]) > 8 else ""
-        counts = f"{len(document['missing'])} of {_cells(document)}"
-        yield f"**Not complete**: {counts} cells have no result ({names}{more})."
+        absent = f"{len(document['missing'])} of {_cells(document)}"
+        yield f"**Not complete**: {absent} cells have no result ({names}{more})."
         yield ""
     for name, why in document["failed"].items():
         yield f"- `{name}` failed: {why}"
