@@ -26,7 +26,12 @@ _COLOURS = {
     "llf-grpo": "#a63603",
     "llf-best-of-n": "#fdae6b",
 }
-_STYLE: dict[Any, Any] = {"svg.hashsalt": "anyloop", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "anyloop",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def draw(document: Mapping[str, Any], folder: Path) -> dict[str, str]:
