@@ -76,8 +76,9 @@ def _add(one: Joined, found: Examples) -> None:
         found.critiques.append(Critique(prompt, answer, words, name))
     if said.HasField("label"):
         found.labels.append(Label(prompt, answer, bool(said.label), name))
-    if len(found.preferences) + len(found.critiques) + len(found.labels) == before:
-        found.left_out["ratings or tags only"] += bool(one.worse is None and not said.refinement)
+    made = len(found.preferences) + len(found.critiques) + len(found.labels) - before
+    if not made and one.worse is None and not said.refinement:
+        found.left_out["ratings or tags only"] += 1
 
 
 def _prefer(found: Examples, pair: Preference) -> None:
