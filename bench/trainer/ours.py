@@ -48,12 +48,13 @@ def run_dpo(model: Path, material: Material, workload: Workload) -> Result:
     result.prepare_s = time.perf_counter() - began
     engine = open_engine(module, config.lr, workload.steps + 1, OPTIM, World())
     for begin in range(0, len(scored), workload.pairs):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         seen = dpo_step(engine, scored[begin : begin + workload.pairs], [], config, OPTIM, World(), sharing)
         result.steps_s.append(time.perf_counter() - began)
+        result.cpu_s.append(time.process_time() - busy)
         result.losses.append(seen["loss"])
         result.gradient_norms.append(gradient_norm(engine.module))
-    result.steps_s = result.steps_s[1:]
+    result.steps_s, result.cpu_s = result.steps_s[1:], result.cpu_s[1:]  # the first warms up
     result.peak_rss = peak_rss()
     return result
 
@@ -140,6 +141,7 @@ def run_online(kind: str, model: Path, material: Material, workload: Workload) -
                 for name in names:
                     result.phases[name].append(seconds.laps[name])
                 result.steps_s.append(sum(seconds.laps.values()))
+                result.cpu_s.append(seconds.cpu)
     result.tokens = sum(tokens[1:]) / len(tokens[1:])
     result.peak_rss = peak_rss()
     return result
@@ -169,11 +171,16 @@ def gradient_norm(module: nn.Module) -> float:
 class _Clock:
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._at = time.perf_counter()
+        self._at, self._busy = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._at = now - self._at, now
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of this process since the begin."""
+        return time.process_time() - self._busy
 
 
 def _tokens(pairs: Sequence[Pair]) -> int:

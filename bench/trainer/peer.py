@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,21 @@ def word_per_token(material: Material) -> PreTrainedTokenizerFast:
 
 
 class Laps(TrainerCallback):
-    """Times from the end of one step to the end of the next, whatever lies between."""
+    """Times from the end of one step to the end of the next, whatever lies between; the first step warms up."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self._ends: list[tuple[float, float]] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self._ends.append((time.perf_counter(), time.process_time()))
 
     @property
-    def steps(self) -> list[float]:
-        """All but the first step, which warms up."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+    def wall(self) -> list[float]:
+        return [after[0] - before[0] for before, after in pairwise(self._ends)]
+
+    @property
+    def cpu(self) -> list[float]:
+        return [after[1] - before[1] for before, after in pairwise(self._ends)]
 
 
 def load(model: Path) -> Any:
@@ -149,7 +153,7 @@ def run_online(model: Path, material: Material, workload: Workload) -> Result:
     result.phases = {
         "generate": generated,
         "reward": rewarded,
-        "update": [step - one - two for step, one, two in zip(laps.steps, generated, rewarded, strict=True)],
+        "update": [step - one - two for step, one, two in zip(laps.wall, generated, rewarded, strict=True)],
     }
     result.tokens = sum(sizes[1:]) / len(sizes[1:])
     return _finished(result, trainer, laps)
@@ -187,7 +191,7 @@ def _finished(result: Result, trainer: Any, laps: Laps) -> Result:
     logged = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     result.losses = [entry["loss"] for entry in logged]
     result.gradient_norms = [float(entry["grad_norm"]) for entry in logged]
-    result.steps_s = laps.steps
+    result.steps_s, result.cpu_s = laps.wall, laps.cpu
     result.peak_rss = peak_rss()
     return result
 

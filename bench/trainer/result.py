@@ -21,6 +21,7 @@ class Result:
     samples: int
     tokens: float
     steps_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)  # of the same steps: what a busy machine does not change
     prepare_s: float = 0.0  # what comes once before the steps: the reference's log-probabilities
     phases: dict[str, list[float]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -52,6 +53,7 @@ def merged(results: Sequence[Result]) -> Result:
         samples=first.samples,
         tokens=statistics.median(one.tokens for one in results),
         steps_s=[step for one in results for step in one.steps_s],
+        cpu_s=[step for one in results for step in one.cpu_s],
         prepare_s=statistics.median(one.prepare_s for one in results),
         phases={name: [step for one in results for step in one.phases[name]] for name in first.phases},
         losses=first.losses,

@@ -22,6 +22,7 @@ class Comparison:
     model: str
     kind: str
     speedup: float
+    cpu_speedup: float  # by CPU seconds, which other work on the machine does not change
     speedup_with_preparation: float  # one epoch: the reference's pass over each pair counts
     memory: float  # our peak over the peer's
     difference: str  # why the two did not compute the same; empty: they did
@@ -96,8 +97,9 @@ def show(report: dict[str, Any], console: Console) -> None:
         style, word = ("green", "met") if one.met else ("yellow", "missed")
         same = one.difference or ("losses and gradients agree" if one.compared else "samplers differ: not compared")
         console.print(
-            f"{one.model} {one.kind}: [{style}]{one.speedup:.2f} x TRL ({word}: {AIMS[one.kind]:.1f} x)[/], with what "
-            f"comes before {one.speedup_with_preparation:.2f} x, memory {one.memory:.2f} x; {same}"
+            f"{one.model} {one.kind}: [{style}]{one.speedup:.2f} x TRL ({word}: {AIMS[one.kind]:.1f} x)[/], "
+            f"{one.cpu_speedup:.2f} x by CPU time, with what comes before {one.speedup_with_preparation:.2f} x, "
+            f"memory {one.memory:.2f} x; {same}"
         )
     for error in report["errors"]:
         console.print(f"[bold red]{error['model']} {error['kind']} of {error['contender']}[/]: {error['error']}")
@@ -113,6 +115,9 @@ def _witness(row: dict[str, Any]) -> str:
 
 
 def _compare(ours: dict[str, Any], peer: dict[str, Any]) -> Comparison:
+    def busy(row: dict[str, Any]) -> float:
+        return statistics.median(row["cpu_s"]) / float(row["samples"])
+
     def whole(row: dict[str, Any]) -> float:
         """Seconds of a step and its share of what comes before all of them."""
         return step_seconds(row) + float(row["prepare_s"]) / max(len(row["losses"]), 1)
@@ -136,6 +141,7 @@ def _compare(ours: dict[str, Any], peer: dict[str, Any]) -> Comparison:
         ours["model"],
         ours["kind"],
         step_seconds(peer) / step_seconds(ours) * ours["samples"] / peer["samples"],
+        busy(peer) / busy(ours),
         whole(peer) / whole(ours) * ours["samples"] / peer["samples"],
         ours["peak_rss"] / peer["peak_rss"],
         difference,
