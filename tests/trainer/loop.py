@@ -78,11 +78,12 @@ class Loop:
     process: ExitStack = field(default_factory=ExitStack)
     sent: int = 0
 
-    def say(self, count: int, critique: str = "It should be a blue circle.") -> None:
+    def say(self, count: int, critique: str = "It should be a blue circle.", temperature: float = 1.0) -> None:
         """`count` responses to different prompts, each with a critique."""
         for number in range(self.sent, self.sent + count):
             name = f"r{number}"
             event = spoken(self.sequencer, name, f"Draw {number}.", "red square")
+            event.sampling.temperature = temperature
             said = feedback(f"f{number}", name, critique=critique, created=2000 + number)
             self.log.append(RESPONSES, Event.wrap(event, key=name, source="test", id=name))
             self.log.append(FEEDBACK, Event.wrap(said, key=name, source="test", id=said.feedback_id))

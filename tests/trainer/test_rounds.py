@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -82,6 +83,36 @@ def test_a_ppo_round_samples_from_staged_weights_and_leaves_none_behind(loop: Lo
     metrics = loop.registry.manifest("policy-000001").metrics
     assert metrics["ppo_turns"] == 2
     assert metrics["reward_accuracy"] is not None
+
+
+def test_a_grpo_round_asks_each_prompt_as_often_as_its_group(loop: Loop) -> None:
+    loop.say(8)
+    options = {"grpo_prompts": 2, "grpo_group": 3, "grpo_iterations": 2, "grpo_batch": 1}
+    assert loop.learner(algorithm="grpo", gate_timeout_s=0, **options).once()
+    staged = [one for one in loop.services.generated if one.policy_version.startswith("policy-rollout-")]
+    assert sorted(Counter(tuple(one.prompt_token_ids) for one in staged).values()) == [3, 3]
+    assert len({one.sampling.seed for one in staged}) == 6
+    assert loop.services.resident == {BASE}
+    metrics = loop.registry.manifest("policy-000001").metrics
+    assert metrics["grpo_turns"] == 2
+    assert "grpo_mismatch_max_first" in metrics
+
+
+def test_ppo_may_learn_from_the_answers_that_users_got(loop: Loop) -> None:
+    loop.say(8)
+    asked = len(loop.services.generated)
+    assert loop.learner(algorithm="ppo", ppo_source="logged", gate_timeout_s=0).once()
+    assert not [one for one in loop.services.generated[asked:] if one.policy_version.startswith("policy-rollout-")]
+    metrics = loop.registry.manifest("policy-000001").metrics
+    assert metrics["ppo_turns"] == 2
+    assert metrics["ppo_length_first"] > 1
+
+
+def test_logged_answers_that_cannot_teach_make_no_candidate(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    loop.say(8, temperature=0.5)
+    loop.learner(algorithm="ppo", ppo_source="logged", gate_timeout_s=0).once()
+    assert loop.registry.versions("policy") == [BASE]
+    assert "no answer to learn from: {'logged_answer_of_another_distribution': 8}" in caplog.text
 
 
 def test_nothing_new_is_no_round(loop: Loop) -> None:

@@ -7,10 +7,14 @@ import torch
 from torch import tensor
 
 from trainer.algorithms.losses import (
+    answer_factors,
+    clipped_surrogate,
     dpo_loss,
     dpo_margin,
     gae,
+    group_advantages,
     kl_estimate,
+    kl_per_token,
     kl_rewards,
     ppo_policy_loss,
     ppo_value_loss,
@@ -96,6 +100,46 @@ def test_kl_estimate_is_zero_at_the_reference_and_positive_elsewhere() -> None:
 def test_whitened_values_have_mean_zero_and_variance_one() -> None:
     white = whiten(tensor([1.0, 2.0, 3.0]))
     close(white, [-1.2247449, 0.0, 1.2247449])  # 1 / sqrt(2/3)
+
+
+def test_tokens_of_weight_zero_have_no_say_in_whitening() -> None:
+    white = whiten(tensor([1.0, 2.0, 3.0, 99.0]), tensor([1.0, 1.0, 1.0, 0.0]))
+    close(white[:3], [-1.2247449, 0.0, 1.2247449])
+
+
+def test_the_surrogate_is_clipped_on_each_side_at_its_own_bound() -> None:
+    logged = tensor([-2.0, -2.0])
+    ratio = tensor([2.0, 0.5])
+    # ratio 2 is clipped to 1.28, ratio 0.5 to 0.8, where the advantage would gain by going on
+    close(clipped_surrogate(logged + ratio.log(), logged, tensor([1.0, -1.0]), 0.2, 0.28), [-1.28, 0.8])
+    close(clipped_surrogate(logged + ratio.log(), logged, tensor([-1.0, 1.0]), 0.2, 0.28), [2.0, -0.5])
+
+
+def test_ratios_are_taken_to_what_was_logged_token_by_token() -> None:
+    # Weights that gave the first token e^-1 sampled it, others that gave the second e^-3: ratios e^0 and e^0.1
+    found = clipped_surrogate(tensor([-1.0, -2.9]), tensor([-1.0, -3.0]), tensor([1.0, 1.0]))
+    close(found, [-1.0, -1.105171])
+
+
+def test_kl_of_each_token_is_the_k3_estimate() -> None:
+    close(kl_per_token(tensor([-1.0, -1.0]), tensor([-1.0, -1.5])), [0.0, 0.106531])
+
+
+def test_advantages_are_within_the_group_by_its_own_spread() -> None:
+    # group 0: mean 2, deviation sqrt(2) of (1, 3); group 1: one answer alone; group 2: all the same
+    found = group_advantages(tensor([1.0, 3.0, 7.0, 5.0, 5.0]), tensor([0, 0, 1, 2, 2]))
+    close(found, [-0.707057, 0.707057, 0.0, 0.0, 0.0])
+    close(group_advantages(tensor([1.0, 3.0]), tensor([4, 4]), "none"), [-1.0, 1.0])
+    # 4 and 0 in one group, 2 and 2 in the other: the deviation of all four is sqrt(8 / 3)
+    close(group_advantages(tensor([4.0, 0.0, 2.0, 2.0]), tensor([0, 0, 1, 1]), "batch"), [1.224670, -1.224670, 0, 0])
+
+
+def test_what_an_answers_tokens_count_under_each_aggregation() -> None:
+    lengths, limits = tensor([1.0, 3.0]), tensor([8.0, 8.0])
+    close(answer_factors(lengths, "grpo", limits, 10.0), [1 / 2, 1 / 6])
+    close(answer_factors(lengths, "bnpo", limits, 10.0), [1 / 4, 1 / 4])
+    close(answer_factors(lengths, "dr_grpo", limits, 10.0), [1 / 16, 1 / 16])
+    close(answer_factors(lengths, "dapo", limits, 10.0), [1 / 10, 1 / 10])
 
 
 def test_losses_reach_the_parameters_that_made_the_logprobs() -> None:
