@@ -66,6 +66,10 @@ def evaluate(
         raise CommandError("--fail-if-worse compares with another version: add --against VERSION", ExitCode.USAGE)
     if against and against == version:
         raise CommandError(f"{version} against itself shows nothing: name two versions", ExitCode.USAGE)
+    for name in filter(None, (version, against)):
+        if not name.startswith("policy-"):
+            way = f"`anyloop checkpoints diff {version or 'A'} {against or 'B'} --evaluate` asks any two versions"
+            raise CommandError(f"{name} is no policy version, and the gateway serves no others: {way}", ExitCode.USAGE)
     try:
         measured = _measure(plan, own, (version, against) if against else (version,), url, key)
     except CriticError as error:

@@ -186,7 +186,10 @@ def _world_question(number: int, task: Task, seed: int) -> Question:
 def _faults(judgement: Judgement) -> str:
     if judgement.ok:
         return "right"
-    return "wrong: " + ", ".join(f"{fault.dimension} {fault.got}, not {fault.expected}" for fault in judgement.failed)
+    parts: dict[Modality, list[str]] = {}
+    for fault in judgement.failed:
+        parts.setdefault(fault.part, []).append(f"{fault.dimension} {fault.got} (asked: {fault.expected})")
+    return "; ".join(f"{part} wrong: {', '.join(faults)}" for part, faults in parts.items())
 
 
 def _is_full(one: generation.Scored) -> bool:

@@ -19,7 +19,9 @@ _MORE = """
 svg .bar{opacity:.85}svg .version0{fill:var(--accent)}svg .version1{fill:#b07d2b}
 svg .whisker{stroke:var(--ink);stroke-width:1.5;fill:none}svg text.name{fill:var(--ink)}
 .key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 6px 0 14px}
-.single{grid-template-columns:1fr}article .media{display:flex;gap:10px;flex-wrap:wrap;margin-bottom:8px}
+.sides{display:grid;gap:20px}.of2{grid-template-columns:1fr 1fr}.of3{grid-template-columns:1fr 1fr 1fr}
+.sides .text{margin-top:0}@media (max-width:640px){.sides{grid-template-columns:1fr}}
+article .media{display:flex;gap:10px;flex-wrap:wrap;margin-bottom:8px}
 """
 
 
@@ -202,11 +204,12 @@ def _gallery(both: Sequence[Measured]) -> str:
 
 def _card(answers: tuple[Shown, ...], both: Sequence[Measured]) -> str:
     question = answers[0].answered.question
-    heads = [f"<h4>{escape(version.name)}</h4>" for version in both] if len(both) > 1 else [""]
-    sides = "".join(f"<div>{head}{_answer(one)}</div>" for head, one in zip(heads, answers, strict=True))
+    sides = "".join(
+        f"<div><h4>{escape(version.name)}</h4>{_answer(one)}</div>" for one, version in zip(answers, both, strict=True)
+    )
     return (
-        f'<article><p class="prompt">{escape(question.words)}</p><div class="media">{media_tags(question.files)}</div>'
-        f'<div class="pair{"" if len(both) > 1 else " single"}">{sides}</div></article>'
+        f'<article class="sides of{1 + len(both)}"><div><h4>asked</h4><p class="prompt">{escape(question.words)}</p>'
+        f'<div class="media">{media_tags(question.files)}</div></div>{sides}</article>'
     )
 
 

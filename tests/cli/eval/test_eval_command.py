@@ -154,8 +154,9 @@ def test_a_critic_that_does_not_answer_is_told(
         (["--prompts", "none.jsonl", "--judge", "world"], "judges only its own prompts"),
         (["--fail-if-worse"], "add --against VERSION"),
         (["--version", "policy-000001", "--against", "policy-000001"], "against itself shows nothing"),
+        (["--against", "lab-000001"], "`anyloop checkpoints diff A lab-000001 --evaluate` asks any two versions"),
     ],
-    ids=["none", "negative", "no-file", "world-on-own", "no-opponent", "itself"],
+    ids=["none", "negative", "no-file", "world-on-own", "no-opponent", "itself", "replay"],
 )
 def test_wrong_use_is_told_before_anything_is_asked(
     evaluate: Evaluate, gateway: WorldGateway, arguments: list[str], said: str
