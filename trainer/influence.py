@@ -34,9 +34,9 @@ class Influence:
 def cap_influence(weights: Sequence[float], voices: Sequence[Voices], max_share: float) -> Influence:
     """Lowers weights so that no principal holds more than `max_share` of the total.
 
-    An example of several principals counts for each in equal parts. Where fewer than 1/max_share principals speak, and
-    nothing else, the cap is 1 / their number: equal voices are the most that can be asked for; a single one is left
-    as it is.
+    An example of several principals counts for each in equal parts, which are lowered each for itself. Where fewer than
+    1/max_share principals speak, and nothing else, the cap is 1 / their number: equal voices are the most that can be
+    asked for; a single one is left as it is.
     """
     totals = _totals(weights, voices)
     if not totals:
@@ -48,13 +48,13 @@ def cap_influence(weights: Sequence[float], voices: Sequence[Voices], max_share:
         weight * (sum(factor[name] for name in names) / len(names) if names else 1.0)
         for weight, names in zip(weights, voices, strict=True)
     ]
-    after = _totals(lowered, voices)
+    after = max(factor[name] * total for name, total in totals.items())
     return Influence(
         lowered,
         len(totals),
         sum(one < 1 for one in factor.values()),
         max(totals.values()) / whole if whole else 0.0,
-        max(after.values()) / sum(lowered) if sum(lowered) else 0.0,
+        after / sum(lowered) if sum(lowered) else 0.0,
     )
 
 

@@ -45,7 +45,7 @@ def reliability(statements: Sequence[Statement], doubts: Sequence[float], share:
     rates = np.full(len(names), share)
     order = np.sort(doubt)
     cut = max(1, round((1 - share) * len(order)))
-    honest = max(_HONEST_SCALE, float(order[:cut].mean()))
+    honest = max(_HONEST_SCALE, float(order[: -(-len(order) // 2)].mean()))  # one half is honest, whatever was stated
     lying = max(2 * honest, float(order[cut:].mean()) if cut < len(order) else 0.0)
     wrong = np.full(len(doubt), share)
     for _ in range(_STEPS):

@@ -11,6 +11,7 @@ from trainer.algorithms.ppo import PPOConfig
 from trainer.algorithms.reward_model import RewardConfig
 from trainer.config import TrainerSettings
 from trainer.optimisation import OptimConfig
+from trainer.robust import RobustConfig
 
 PARTS = [
     ("critique", "critique_", FeedbackModellingConfig),
@@ -19,6 +20,7 @@ PARTS = [
     ("ppo", "ppo_", PPOConfig),
     ("grpo", "grpo_", GRPOConfig),
     ("optim", "", OptimConfig),
+    ("robust", "robust_", RobustConfig),
 ]
 
 

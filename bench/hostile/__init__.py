@@ -1,0 +1,1 @@
+"""What hostile critiques do to a round of learning, with and without the robust mode."""
