@@ -83,12 +83,15 @@ def test_a_ppo_round_samples_from_staged_weights_and_leaves_none_behind(loop: Lo
     metrics = loop.registry.manifest("policy-000001").metrics
     assert metrics["ppo_turns"] == 2
     assert metrics["reward_accuracy"] is not None
+    shown = REGISTRY.get_sample_value("anyloop_trainer_logprob_mismatch", {"kind": "max"})
+    assert shown == pytest.approx(metrics["ppo_mismatch_max_first"])
 
 
 def test_a_grpo_round_asks_each_prompt_as_often_as_its_group(loop: Loop) -> None:
     loop.say(8)
     options = {"grpo_prompts": 2, "grpo_group": 3, "grpo_iterations": 2, "grpo_batch": 1}
-    assert loop.learner(algorithm="grpo", gate_timeout_s=0, **options).once()
+    rewards = {"reward_view": "critique", "reward_start": "critique"}
+    assert loop.learner(algorithm="grpo", gate_timeout_s=0, **options, **rewards).once()
     staged = [one for one in loop.services.generated if one.policy_version.startswith("policy-rollout-")]
     assert sorted(Counter(tuple(one.prompt_token_ids) for one in staged).values()) == [3, 3]
     assert len({one.sampling.seed for one in staged}) == 6

@@ -11,8 +11,9 @@ from anyloop.modality import Modality
 from anyloop.sequence import Sequencer, Turn
 from trainer.algorithms.dpo import DPOConfig, train_dpo
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, mix, split_held_out, train_critic
+from trainer.algorithms.grpo import GRPOConfig, train_grpo
 from trainer.algorithms.ppo import PPOConfig, train_ppo
-from trainer.algorithms.reward_model import RewardConfig, train_reward_model
+from trainer.algorithms.reward_model import RewardConfig, reader, train_reward_model
 from trainer.algorithms.rollout import Rollout, Score
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
@@ -188,6 +189,37 @@ def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
     assert trained.metrics["ppo_mismatch_max_last"] < 1e-4  # the new weights do reach the engine
     assert trained.metrics["ppo_turns"] == 5
     assert trained.tensors.keys() == AnswerModel.load(checkpoint).lm.state_dict().keys()
+
+
+def test_grpo_makes_the_rewarded_arm_of_a_bandit_likely(checkpoint: Path, sequencer: Sequencer) -> None:
+    config = GRPOConfig(iterations=5, epochs=2, lr=1e-2, kl=0.01)
+    trained = train_grpo(
+        World(),
+        checkpoint,
+        checkpoint,
+        EarlyTokensPay(),
+        [],
+        config,
+        OptimConfig(),
+        rollouts=Bandit(checkpoint, sequencer),
+    )
+    assert trained.metrics["grpo_reward_last"] > trained.metrics["grpo_reward_first"] + 0.25
+    assert trained.metrics["grpo_mismatch_max_last"] < 1e-4  # the new weights do reach the engine
+    assert trained.metrics["grpo_undecided_first"] == 0
+    assert trained.metrics["grpo_kl_last"] > 0
+
+
+def test_a_reward_model_may_read_what_the_critique_model_is_asked(checkpoint: Path, sequencer: Sequencer) -> None:
+    pairs = toy_pairs(sequencer)
+    read = reader(checkpoint, "critique")(pairs[0].sequences[0])
+    asked = sequencer.critique_prompt([Turn("user", ("Draw 0.",))], ["circle"])
+    assert [*read.prompt, *read.answer] == asked
+    config = RewardConfig(lr=3e-3, epochs=4, batch=6, view="critique")
+    reward = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
+    assert reward.metrics["reward_accuracy"] == 1.0
+    assert reward.value_start is None  # a value function over prompt and answer does not begin from it
+    good, bad = reward.open(OptimConfig())(pairs[0].sequences)
+    assert good > bad
 
 
 def test_grammar_masks_reproduce_the_engines_distribution(checkpoint: Path, sequencer: Sequencer) -> None:
