@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--algorithm", choices=("dpo", "ppo", "grpo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
     parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
+    # DeepSpeed's launcher says it, beside the environment variable that counts.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     settings = Settings()
     trainer = TrainerSettings(**({"algorithm": options.algorithm} if options.algorithm else {}))

@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -41,10 +40,9 @@ def fresh() -> Notes:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded() -> None:
     random.seed(1)
     torch.manual_seed(1)
-    yield
 
 
 def folders(saving: SavePoint) -> list[str]:
