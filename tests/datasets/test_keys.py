@@ -83,3 +83,11 @@ def test_a_table_that_cannot_be_used_says_where(tmp_path: Path, text: str, sente
 def test_a_table_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(KeysError, match="cannot be read"):
         KeyTable.load(tmp_path / "none.toml")
+
+
+def test_the_documented_table_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    table = extended(tmp_path, text.split("```toml")[1].split("```")[0])
+    assert table.subtasks["T2T"].critique[0] == "what_is_wrong_{n}"
+    assert table.subtasks["T2V"].answer[0].keys == ["clips.{n}.file"]
+    assert "TIA2T" in table.subtasks
