@@ -219,8 +219,8 @@ def _show(report: "Report", dry_run: bool, place: Path) -> None:
         console.print(f"Events, by what they carry: {kinds}", highlight=False)
     _show_tallies("What was not understood, or only in part", "reason", report, "problems")
     _show_tallies("Keys that the table does not name (--keys FILE adds them)", "key", report, "unknown_keys")
-    for name, error in report.files.items():
-        console.print(f"[bold red]broken:[/] {escape(name)}: {escape(error)}", highlight=False, soft_wrap=True)
+    for error in report.files.values():
+        console.print(f"[bold red]broken:[/] {escape(error)}", highlight=False, soft_wrap=True)
     if report.unread:
         others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(report.unread.items()))
         console.print(f"Files that were not read: {escape(others)}", highlight=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog
+from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, open_log
 from anyloop.media.store import MediaStore
 from anyloop.sequence import Codes, Sequencer
 from protos.anyloop.v1 import events_pb2, types_pb2
@@ -136,6 +136,18 @@ def test_equal_records_are_one(tmp_path: Path, run_import: RunImport, log: Event
     tally = run_import(tmp_path / "data").of("T2T")
     assert (tally.read, tally.imported, tally.repeated) == (3, 2, 1)
     assert len(responses(log)) == 4
+
+
+def test_a_broker_gets_every_event_once_too(tmp_path: Path, run_import: RunImport, kafka_url: str) -> None:
+    folder = text_set(tmp_path / "data", 70)
+    with open_log(kafka_url) as broker:
+        broker.ensure_topics()
+        with pytest.raises(Killed):
+            run_import(folder, into=DyingLog(broker, 2, "half-way"))
+        report = run_import(folder, into=broker)
+        assert set(times_written(broker).values()) == {1}
+        assert len(responses(broker)) == len(feedback(broker)) == 140
+    assert report.total("imported") + report.total("already") == 70
 
 
 class Killed(BaseException):
