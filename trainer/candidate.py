@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anyloop.registry import Manifest
 from anyloop.sequence import Sequencer
+from anyloop.telemetry import metrics
 from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
 from trainer.algorithms.reward_model import TrainedReward, train_reward_model
 from trainer.batches import TokenSequence
@@ -30,6 +31,7 @@ from trainer.pair_filter import by_reward
 from trainer.pair_selection import Selection, select_pairs
 from trainer.policy_update import PolicyUpdate
 from trainer.publish import publish_weights, published_by_round, refuse_used
+from trainer.reading import RewardReading
 from trainer.replay_buffer import fingerprint
 from trainer.round_context import Report, RoundContext
 from trainer.self_improving import Improvement, SelfImprover, probe_critic
@@ -97,6 +99,7 @@ class CandidateMaker:
                     average=trainer.forgetting == "average",
                 )
             report.metrics |= seen
+            metrics.TRAINER_FORGOTTEN.inc(len(seen["forgotten"]))
         return self._publish("policy", claimed, policy, tensors, joined, report)
 
     # Feedback modelling
@@ -119,6 +122,7 @@ class CandidateMaker:
                 mix(learn, replay, anchors, trainer.critique, trainer.seed), trainer.max_principal_share
             )
             report.metrics |= influence.metrics("critiques")
+            metrics.TRAINER_PRINCIPAL_SHARE.labels("critiques").set(influence.largest_after)
             with self._context.journal.phase(claimed.id, "feedback_modelling", report.seconds):
                 trained = self._context.world.call(
                     train_critic,
@@ -163,24 +167,25 @@ class CandidateMaker:
         kept = buffer.kept(claimed.id, made_of)
         if kept is None:
             with self._context.journal.phase(claimed.id, "self_improving", report.seconds):
-                improvement, metrics = self._self_improve(claimed, policy, sequencer, examples.seeds, held_out)
+                improvement, seen = self._self_improve(claimed, policy, sequencer, examples.seeds, held_out)
             made = examples.pairs + improvement.pairs
             if trainer.filter == "reward":
                 with self._context.journal.phase(claimed.id, "reward_filter", report.seconds):
-                    approved, found = self._filter_by_reward(policy, improvement, examples.pairs)
+                    approved, found = self._filter_by_reward(policy, sequencer, improvement, examples.pairs)
                 made += approved
-                metrics |= found
+                seen |= found
         else:
-            made, metrics = kept.pairs, kept.metrics
-        report.metrics |= metrics
+            made, seen = kept.pairs, kept.metrics
+        report.metrics |= seen
         earlier = buffer.earlier(claimed.id, trainer.replay_rounds)
         chosen = select_pairs(made, earlier, sequencer.layout, trainer, claimed.id)
         if beyond := chosen.left_out["beyond_max_pairs"]:
             log.warning("round %d: %d pairs are beyond ANYLOOP_TRAINER_MAX_PAIRS and left out", claimed.id, beyond)
+        metrics.TRAINER_PRINCIPAL_SHARE.labels("pairs").set(chosen.metrics["pairs_largest_share"])
         report.left_out += chosen.left_out
         report.metrics |= {"left_out": dict(report.left_out)} | chosen.metrics
         if kept is None and chosen.fresh >= trainer.min_pairs:
-            buffer.keep(claimed.id, made_of, made, json_safe(metrics), trainer.replay_rounds)
+            buffer.keep(claimed.id, made_of, made, json_safe(seen), trainer.replay_rounds)
         return chosen
 
     def _self_improve(
@@ -195,16 +200,19 @@ class CandidateMaker:
         return self._context.with_services(improve)
 
     def _filter_by_reward(
-        self, policy: str, improvement: Improvement, people: Sequence[Pair]
+        self, policy: str, sequencer: Sequencer, improvement: Improvement, people: Sequence[Pair]
     ) -> tuple[list[Pair], dict[str, Any]]:
         trainer, world = self._context.trainer, self._context.world
         lineage = trainer.reward.start
         start = self._context.registry.path(policy if lineage == "policy" else self._context.serving(lineage))
 
-        def train(pairs: list[Pair]) -> TrainedReward:
-            return world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim)
+        reading = RewardReading(self._context, sequencer, trainer.reward.view)
 
-        return by_reward(improvement.refined, people, train, trainer.filter_margin, trainer.optim)
+        def train(pairs: list[Pair]) -> TrainedReward:
+            views = reading.pairs(pairs)
+            return world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim, None, views)
+
+        return by_reward(improvement.refined, people, train, reading, trainer.filter_margin, trainer.optim)
 
     # Publishing
 

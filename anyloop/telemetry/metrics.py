@@ -60,6 +60,14 @@ GATE_DECISIONS = Counter("anyloop_gate_decisions", "Candidates decided, by outco
 TRAINER_LEFT_OUT = Counter(
     "anyloop_trainer_left_out", "Feedback, or parts of it, not learned from as it stands, by reason", ["reason"]
 )
+TRAINER_PRINCIPAL_SHARE = Gauge(
+    "anyloop_trainer_principal_share_ratio",
+    "Largest share of one principal in the weight of the last round's pairs or critiques, after the cap",
+    ["of"],
+)
+TRAINER_FORGOTTEN = Counter(
+    "anyloop_trainer_forgotten", "Kinds of work whose held-out margin fell by more than chance in a round's training"
+)
 TRAINER_FEEDBACK = Gauge("anyloop_trainer_feedback", "Feedback that no round has claimed: ready, or waiting", ["state"])
 TRAINER_CHECKPOINT = Histogram(
     "anyloop_trainer_checkpoint_seconds", "Writing a checkpoint of a training under way", buckets=_PHASE

@@ -28,6 +28,7 @@ from bench.hostile.report import show, summary
 from bench.hostile.round import learn
 from bench.hostile.world import VERSION, Answered, WorldPrompts, joined, success
 from trainer.config import TrainerSettings
+from trainer.journal import json_safe
 
 OUT = Path("bench-out/hostile.json")
 
@@ -70,7 +71,7 @@ def run(plan: Plan, console: Console, out: Path = OUT, *, fresh: bool = False) -
         began = time.monotonic()
         result = measure(cell, plan, world, engine, answered[cell.seed])
         result["seconds"] = round(time.monotonic() - began, 1)
-        document["cells"].append(result)
+        document["cells"].append(json_safe(result))
         document["summary"] = summary(document["cells"])
         out.write_text(json.dumps(document, indent=1) + "\n")
         console.print(
