@@ -29,6 +29,7 @@ class World:
         """Joins the processes as DeepSpeed wants it; also one process alone, which DeepSpeed needs to offload."""
         if dist.is_initialized():
             return
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # batches are made on the CPU, so the weights must be there
         import deepspeed
 
         # Its shared-memory collectives are compiled on first use: minutes on a small machine, and an abort or a
@@ -36,11 +37,10 @@ class World:
         # And DeepSpeed 0.19 calls names that torch 2.13 warns of at every gathering.
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
         if self.size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
     def from_rank0(self, make: Callable[[], T] | None) -> T:
         """The value `make()` has on rank 0, on every rank. Only rank 0 calls it."""

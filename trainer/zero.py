@@ -21,7 +21,7 @@ def zero_config(optim: OptimConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": optim.zero_stage}
     if optim.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = PERSISTENT
-    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    host = {"device": "cpu", "pin_memory": False}  # the trainer computes on the CPU: there is nothing to copy to
     if optim.offload != "none":
         zero["offload_optimizer"] = host
     if optim.offload == "parameters":
