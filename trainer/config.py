@@ -221,7 +221,7 @@ class TrainerSettings(BaseSettings):
     reward_regularisation: float = Field(RewardConfig.regularisation, ge=0)
     reward_view: View = Field(
         RewardConfig.view,
-        description="What it reads: prompt and answer, or the prompt that asks the critique model about them",
+        description="What it reads: prompt and answer, or a critique of them by the critique model too",
     )
     reward_start: Literal["policy", "critique"] = Field(RewardConfig.start, description="The weights it begins from")
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainer.algorithms.reward_model import TrainedReward
+from trainer.algorithms.reward_model import Reading, TrainedReward
 from trainer.examples import Pair
 from trainer.optimisation import OptimConfig
 from trainer.self_improving import Refined
@@ -21,11 +21,17 @@ TrainReward = Callable[[list[Pair]], TrainedReward]
 
 
 def by_reward(
-    refined: Sequence[Refined], people: Sequence[Pair], train: TrainReward, margin: float, optim: OptimConfig
+    refined: Sequence[Refined],
+    people: Sequence[Pair],
+    train: TrainReward,
+    read: Reading,
+    margin: float,
+    optim: OptimConfig,
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs whose refinement scores at least `margin` above the answer, and what each of the filters would keep.
 
-    Where there are too few pairs to learn from, the critique model's verdicts decide, and the metrics say so.
+    `read`: what the reward model reads of answers. Where there are too few pairs to learn from, the critique model's
+    verdicts decide, and the metrics say so.
     """
     kept_by = {"none": len(refined), "critique": sum(one.approved is not False for one in refined)}
     confident = [at for at, one in enumerate(refined) if one.approved]
@@ -39,7 +45,8 @@ def by_reward(
         # Refinements that the critique model did not approve taught nobody: each half's judge sees every second one.
         rest = [at for at in range(len(refined)) if at not in halves[0] and at not in halves[1]]
         judged = sorted(own | set(rest[0::2] if own is halves[0] else rest[1::2]))
-        for at, found in zip(judged, _margins(reward, [refined[i].pair for i in judged], optim), strict=True):
+        found_margins = _margins(reward, read, [refined[i].pair for i in judged], optim)
+        for at, found in zip(judged, found_margins, strict=True):
             margins[at] = found
     kept = [one.pair for one, found in zip(refined, margins, strict=True) if found >= margin]
     kept_by["reward"] = len(kept)
@@ -51,6 +58,6 @@ def by_reward(
     }
 
 
-def _margins(reward: TrainedReward, pairs: Sequence[Pair], optim: OptimConfig) -> list[float]:
-    scores = reward.open(optim)([sequence for pair in pairs for sequence in pair.sequences])
+def _margins(reward: TrainedReward, read: Reading, pairs: Sequence[Pair], optim: OptimConfig) -> list[float]:
+    scores = reward.open(optim)(read([sequence for pair in pairs for sequence in pair.sequences]))
     return [chosen - rejected for chosen, rejected in zip(scores[0::2], scores[1::2], strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from anyloop.sequence import SequenceLayout
+from anyloop.sequence import SequenceLayout, Sequencer
 from anyloop.telemetry import metrics
 from trainer.algorithms.dpo import train_dpo
 from trainer.algorithms.grpo import train_grpo
@@ -19,6 +19,7 @@ from trainer.examples import Examples, Pair
 from trainer.join import Joined
 from trainer.join_store import Round
 from trainer.logged_rollouts import logged_rollouts
+from trainer.reading import RewardReading
 from trainer.robust import smoothing
 from trainer.rollouts import of_turn, sample_rollouts
 from trainer.round_context import RoundContext
@@ -51,7 +52,9 @@ class PolicyUpdate:
         if not logged and not (trainer.samples_rollouts and prompts):
             log.warning("round %d: no answer to learn from: %s", self._claimed.id, dict(self.left_out) or "no prompts")
             return None
-        reward = self._reward(pairs)
+        sequencer = Sequencer.from_pretrained(self._start)
+        reading = RewardReading(self._context, sequencer, trainer.reward.view)
+        reward = self._reward(pairs, reading)
 
         def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
             mine = of_turn(logged, turn, trainer.ppo.iterations)
@@ -68,7 +71,8 @@ class PolicyUpdate:
                         self._claimed.key,
                     )
                 )
-            return mine
+            read = reading([one.sequence for one in mine])
+            return [replace(one, judged=judged) for one, judged in zip(mine, read, strict=True)]
 
         begin, local = (self._start, reference, reward, imitations), {"rollouts": rollouts}
         if trainer.algorithm == "grpo":
@@ -87,11 +91,12 @@ class PolicyUpdate:
         base = self._context.registry.manifest(self._policy).base or self._policy
         return self._context.registry.path(base)
 
-    def _reward(self, pairs: list[Pair]) -> TrainedReward:
+    def _reward(self, pairs: list[Pair], reading: RewardReading) -> TrainedReward:
         trainer = self._context.trainer
         start = self._context.registry.path(self._critique) if trainer.reward.start == "critique" else self._start
         saving = self._context.save_point(self._claimed, "reward")
-        reward = self._context.world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim, saving)
+        config, optim, views = trainer.reward, trainer.optim, reading.pairs(pairs)
+        reward = self._context.world.call(train_reward_model, start, pairs, config, optim, saving, views)
         log.info("reward model: %s", reward.metrics)
         return reward
 

@@ -34,9 +34,7 @@ def make_careless(model: Path, folder: Path, steps: int = STEPS) -> dict[str, An
     corpus = Corpus(Sequencer.from_pretrained(model), CodeBook(load_codecs(model), rng), NOISE)
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
     losses: list[float] = []
-    train_lm(
-        lm, batches(corpus, ROWS, rng), steps, LEARNING_RATE, True, lambda step, loss, speed: losses.append(loss)
-    )
+    train_lm(lm, batches(corpus, ROWS, rng), steps, LEARNING_RATE, True, lambda step, loss, speed: losses.append(loss))
     folder.mkdir(parents=True)
     write_checkpoint(folder, model, stored_weights(model, lm.state_dict()))
     return {

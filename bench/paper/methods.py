@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ from anyloop.world.pretrain.skills import Skills
 from anyloop.world.tasks import Judgement, Task
 from bench.engine_services import EngineServices, ServingEngine
 from bench.paper.careless import make_careless
-from bench.paper.critiqued_reward import CritiquedReward, critiqued_pairs
 from bench.paper.plan import Cell
 from trainer.algorithms.dpo import train_dpo
 from trainer.algorithms.feedback_modelling import mix, split_held_out, train_critic
 from trainer.algorithms.grpo import train_grpo
 from trainer.algorithms.ppo import train_ppo
-from trainer.algorithms.reward_model import train_reward_model
+from trainer.algorithms.reward_model import TrainedReward, train_reward_model, with_critique
 from trainer.algorithms.rollout import Rollout
 from trainer.batches import TokenSequence
 from trainer.clients import SampleRequest
@@ -42,7 +41,7 @@ from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.examples import Example, Pair, Seed
 from trainer.publish import stored_weights, write_checkpoint
-from trainer.rollouts import rollout_requests
+from trainer.rollouts import as_rollout, rollout_requests, whole_answers
 from trainer.self_improving import SelfImprover
 
 SLOTS = 128
@@ -53,14 +52,10 @@ SETTINGS: dict[str, Any] = {
     "max_pairs": 100_000,
     "max_fresh": 100_000,
     "fresh_per_prompt": 1,
-    "ppo_actor_lr": 2e-4,
-    "ppo_critic_lr": 5e-4,
-    "ppo_iterations": 8,
-    "ppo_rollouts": 256,
 }
 OWN: dict[str, dict[str, Any]] = {
-    "dpo": {"dpo_lr": 4e-4, "dpo_epochs": 2},
-    "llf-dpo": {"dpo_lr": 2e-4, "dpo_epochs": 1},
+    "dpo": {"dpo_lr": 4e-4, "dpo_epochs": 4},
+    "llf-dpo": {"dpo_lr": 2e-4, "dpo_epochs": 2},
 }
 _EVALUATION = 990_001  # of the held-out prompts and the answers to them
 
@@ -304,19 +299,27 @@ def told(work: Work) -> list[Pair]:
     return found
 
 
+def read(work: Work, answers: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """What the reward model reads: an answer, and what the critique model says of it."""
+    said = remarks(work.critic, answers)
+    return [with_critique(work.critic.sequencer, one, words) for one, words in zip(answers, said, strict=True)]
+
+
 def reward(work: Work) -> dict[str, Any]:
     """The reward model: what it reads and how it is trained are the same for binary and for language feedback."""
     learned_from = told(work)
     start = work.inputs["critic"] / "critique" if "critic" in work.inputs else work.inputs["model"] / "policy"
-    read: Any = critiqued_pairs(work.critic, learned_from)
-    trained = train_reward_model(work.world, start, read, work.settings.reward, work.settings.optim)
+    everything = read(work, [sequence for pair in learned_from for sequence in pair.sequences])
+    views = list(zip(everything[0::2], everything[1::2], strict=True))
+    config, optim = work.settings.reward, work.settings.optim
+    trained = train_reward_model(work.world, start, learned_from, config, optim, views=views)
     save_file(trained.tensors, work.folder / "reward.safetensors")
     return {"settings": work.settings.model_dump(), "metrics": {"pairs": len(learned_from)} | trained.metrics}
 
 
-def reward_of(work: Work) -> CritiquedReward:
+def reward_of(work: Work) -> TrainedReward:
     tensors = load_file(work.inputs["llf-reward" if "llf-reward" in work.inputs else "reward"] / "reward.safetensors")
-    return CritiquedReward(work.critic, work.inputs["model"] / "policy", tensors)
+    return TrainedReward(work.inputs["model"] / "policy", tensors, work.settings.reward.view)
 
 
 # -- methods ---------------------------------------------------------------------------------------------------------
@@ -347,10 +350,11 @@ def online(work: Work) -> dict[str, Any]:
             resident = f"turn-{turn}"
         asked = rollout_requests(seeds, turn, settings, resident)
         samples = work.engine.generate([request for _, request in asked])
+        whole = whole_answers(asked, samples)
+        judged = read(work, [TokenSequence(request.prompt, one.tokens) for _, request, one in whole])
         return [
-            Rollout(request.prompt, one.tokens, one.logprobs, request.modalities, request.max_tokens, group=group)
-            for (group, request), one in zip(asked, samples, strict=True)
-            if one.finished
+            replace(as_rollout(group, request, one, settings), judged=seen)
+            for (group, request, one), seen in zip(whole, judged, strict=True)
         ]
 
     common = (work.world, work.base, work.base, reward_of(work), [])
@@ -367,8 +371,10 @@ def best_of_n(work: Work) -> dict[str, Any]:
     def approval(answers: list[TokenSequence]) -> list[float]:
         return [float(work.settings.says_right(words)) for words in remarks(work.critic, answers)]
 
-    score = approval if "critic" in work.inputs else reward_of(work).open(work.settings.optim)
-    return evaluated(work, "base", {"n": BEST_OF}, score)
+    if "critic" in work.inputs:
+        return evaluated(work, "base", {"n": BEST_OF}, approval)
+    score = reward_of(work).open(work.settings.optim)
+    return evaluated(work, "base", {"n": BEST_OF}, lambda answers: score(read(work, answers)))
 
 
 _CELLS: dict[str, Callable[[Work], dict[str, Any]]] = {

@@ -19,7 +19,7 @@ from anyloop.modality import Modality
 from anyloop.sequence import Codes, OutputGrammar, Segment, Sequencer, Turn
 from tests.models.random_omni import build_random_omni
 from trainer.algorithms.actor import Answers, actor_pass
-from trainer.algorithms.reward_model import reader, reward_scores
+from trainer.algorithms.reward_model import reward_scores, with_critique
 from trainer.algorithms.rollout import Rollout
 from trainer.answer_model import AnswerModel, ScalarModel, score_sequences
 from trainer.batches import TokenSequence
@@ -137,8 +137,8 @@ def test_what_stands_behind_an_answer_does_not_change_it(sequence: TokenSequence
 def test_a_reward_is_read_at_the_last_token(
     some: list[TokenSequence], batch_tokens: int, share: bool, view: str
 ) -> None:
-    reads = reader(omni().path, view)  # type: ignore[arg-type]
-    read = [reads(one) for one in some]
+    words = "It shows one small red circle: one yes, small no."
+    read = [with_critique(omni().sequencer, one, words) for one in some] if view == "critique" else some
     with torch.no_grad():
         scores = reward_scores(omni().scalar, read, batch_tokens, omni().always if share else None)
         for score, one in zip(scores, read, strict=True):

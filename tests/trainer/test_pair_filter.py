@@ -40,7 +40,7 @@ class Trainer:
 def test_what_scores_a_margin_above_its_answer_is_kept_whatever_the_critique_model_says() -> None:
     some = [refined(n, True, 1.0) for n in range(40)]
     some += [refined(50, False, 2.0), refined(51, False, 0.2), refined(52, True, 0.2)]
-    kept, metrics = by_reward(some, [], Trainer(), 0.5, OPTIM)
+    kept, metrics = by_reward(some, [], Trainer(), list, 0.5, OPTIM)
     assert [pair.source for pair in kept] == [f"r{n}" for n in range(40)] + ["r50"]
     assert metrics["filter_kept"] == {"none": 43, "critique": 41, "reward": 41}
     assert metrics["filter_agreement"] == pytest.approx(41 / 43)
@@ -50,7 +50,7 @@ def test_people_teach_both_judges_and_no_confident_pair_judges_itself() -> None:
     some = [refined(n, n % 4 > 0) for n in range(40)]
     people = [Pair((9,), (8,), (7,), "preference", f"own{n}") for n in range(5)]
     train = Trainer()
-    by_reward(some, people, train, 0.0, OPTIM)
+    by_reward(some, people, train, list, 0.0, OPTIM)
     first, second = ([pair.source for pair in lesson] for lesson in train.lessons)
     assert first[:5] == second[:5] == [f"own{n}" for n in range(5)]
     assert not set(first[5:]) & set(second[5:])
@@ -60,7 +60,7 @@ def test_people_teach_both_judges_and_no_confident_pair_judges_itself() -> None:
 def test_too_few_pairs_teach_no_reward_model_and_the_critique_model_filters() -> None:
     train = Trainer()
     some = [refined(n, n < 3) for n in range(FEWEST)]
-    kept, metrics = by_reward(some, [], train, 0.5, OPTIM)
+    kept, metrics = by_reward(some, [], train, list, 0.5, OPTIM)
     assert [pair.source for pair in kept] == ["r0", "r1", "r2"]
     assert metrics["filter_fell_back"] is True
     assert train.lessons == []

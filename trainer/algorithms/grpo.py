@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 class GRPOConfig:
     """The settings with the prefix `grpo_`."""
 
-    lr: float = 3e-5
-    iterations: int = 4  # rollout and update turns per round
-    prompts: int = 16  # prompts per turn
+    lr: float = 2e-4
+    iterations: int = 8  # rollout and update turns per round
+    prompts: int = 32  # prompts per turn
     group: int = 8  # answers per prompt
     epochs: int = 1  # passes over each turn's answers
     batch: int = 8  # prompts per optimiser step, with all their answers
@@ -133,7 +133,7 @@ def train_grpo(
 def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
     """Scores the answers, and compares those of a group."""
     sequences = [rollout.sequence for rollout in rollouts]
-    scores = torch.tensor(learner.score(sequences))
+    scores = torch.tensor(learner.score([rollout.read for rollout in rollouts]))
     groups = torch.tensor([rollout.group for rollout in rollouts])
     advantages = group_advantages(scores, groups, learner.config.scale)
     references: list[Tensor | None] = [None] * len(rollouts)

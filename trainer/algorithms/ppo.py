@@ -49,10 +49,10 @@ class PPOConfig:
     """The settings with the prefix `ppo_`."""
 
     source: Literal["engine", "logged", "both"] = "engine"  # answers sampled for training, those users got, or both
-    actor_lr: float = 3e-5
-    critic_lr: float = 1e-4
-    iterations: int = 3  # rollout and update turns per round
-    rollouts: int = 128  # answers sampled per turn
+    actor_lr: float = 2e-4
+    critic_lr: float = 5e-4
+    iterations: int = 8  # rollout and update turns per round
+    rollouts: int = 256  # answers sampled per turn
     epochs: int = 2  # passes over each turn's rollouts
     batch: int = 32  # rollouts per optimiser step
     kl: float = 0.02  # weight of the per-token reward -(log pi - log pi_ref)
@@ -148,7 +148,7 @@ def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experie
     """Scores rollouts and estimates advantages."""
     config = learner.config
     sequences = [rollout.sequence for rollout in rollouts]
-    scores = learner.score(sequences)
+    scores = learner.score([rollout.read for rollout in rollouts])
     collected: list[Experience] = []
     divergences = []
     for group in group_answers(sequences, learner.optim.batch_tokens, learner.sharing):

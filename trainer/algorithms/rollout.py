@@ -30,7 +30,8 @@ class Rollout:
 
     `limit`: the most tokens it might have had, 0 if unknown. `spans` cover the answer where several versions made it (a
     swap in its middle) or where they are not the weights that train now; empty: all of it is by these. `group`: the
-    answers of one prompt that are compared with each other have the same.
+    answers of one prompt that are compared with each other have the same. `judged`: what the reward reads of it; None:
+    prompt and answer.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +41,7 @@ class Rollout:
     limit: int = 0
     spans: tuple[Span, ...] = ()
     group: int = 0
+    judged: TokenSequence | None = None
 
     def __post_init__(self) -> None:
         if len(self.logprobs) != len(self.answer):
@@ -53,6 +55,11 @@ class Rollout:
     @property
     def sequence(self) -> TokenSequence:
         return TokenSequence(self.prompt, self.answer)
+
+    @property
+    def read(self) -> TokenSequence:
+        """What the reward reads."""
+        return self.judged or self.sequence
 
     @property
     def weights(self) -> Tensor:

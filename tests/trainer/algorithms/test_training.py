@@ -13,7 +13,7 @@ from trainer.algorithms.dpo import DPOConfig, train_dpo
 from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, mix, split_held_out, train_critic
 from trainer.algorithms.grpo import GRPOConfig, train_grpo
 from trainer.algorithms.ppo import PPOConfig, train_ppo
-from trainer.algorithms.reward_model import RewardConfig, reader, train_reward_model
+from trainer.algorithms.reward_model import RewardConfig, train_reward_model, with_critique
 from trainer.algorithms.rollout import Rollout, Score
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
@@ -127,7 +127,7 @@ def test_the_mix_holds_every_new_critique_and_the_configured_shares() -> None:
 
 def test_the_reward_model_scores_chosen_above_rejected(checkpoint: Path, sequencer: Sequencer) -> None:
     pairs = toy_pairs(sequencer)
-    config = RewardConfig(lr=3e-3, epochs=4, batch=6)
+    config = RewardConfig(lr=3e-3, epochs=4, batch=6, view="answer")
     reward = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
     assert reward.metrics["reward_accuracy"] == 1.0
     good, bad = reward.open(OptimConfig())(pairs[0].sequences)
@@ -209,17 +209,35 @@ def test_grpo_makes_the_rewarded_arm_of_a_bandit_likely(checkpoint: Path, sequen
     assert trained.metrics["grpo_kl_last"] > 0
 
 
-def test_a_reward_model_may_read_what_the_critique_model_is_asked(checkpoint: Path, sequencer: Sequencer) -> None:
+def test_a_reward_model_may_read_what_the_critique_model_says(checkpoint: Path, sequencer: Sequencer) -> None:
     pairs = toy_pairs(sequencer)
-    read = reader(checkpoint, "critique")(pairs[0].sequences[0])
+    words = "The shape should be a circle."
+    views = [
+        (with_critique(sequencer, good, "This is correct."), with_critique(sequencer, bad, words))
+        for good, bad in (pair.sequences for pair in pairs)
+    ]
     asked = sequencer.critique_prompt([Turn("user", ("Draw 0.",))], ["circle"])
-    assert [*read.prompt, *read.answer] == asked
+    assert list(views[0][0].prompt) == asked
+    assert views[0][0].answer == tuple(sequencer.answer(["This is correct."]))
     config = RewardConfig(lr=3e-3, epochs=4, batch=6, view="critique")
-    reward = train_reward_model(World(), checkpoint, pairs, config, OptimConfig())
+    reward = train_reward_model(World(), checkpoint, pairs, config, OptimConfig(), views=views)
     assert reward.metrics["reward_accuracy"] == 1.0
     assert reward.value_start is None  # a value function over prompt and answer does not begin from it
-    good, bad = reward.open(OptimConfig())(pairs[0].sequences)
+    good, bad = reward.open(OptimConfig())(views[0])
     assert good > bad
+    # What it has learned is in the words, not in the answer: the critiques exchanged, so are the scores.
+    swapped = [with_critique(sequencer, pairs[0].sequences[0], words)]
+    assert reward.open(OptimConfig())(swapped)[0] < good
+
+
+def test_a_reward_model_of_critiques_wants_to_be_given_them(checkpoint: Path, sequencer: Sequencer) -> None:
+    with pytest.raises(ValueError, match="view critique reads more than the pairs"):
+        train_reward_model(World(), checkpoint, toy_pairs(sequencer), RewardConfig(), OptimConfig())
+
+
+def test_an_answer_without_a_critique_is_read_with_an_empty_one(sequencer: Sequencer) -> None:
+    sequence = toy_pairs(sequencer)[0].sequences[0]
+    assert with_critique(sequencer, sequence, "").answer == (sequencer.layout.end,)
 
 
 def test_grammar_masks_reproduce_the_engines_distribution(checkpoint: Path, sequencer: Sequencer) -> None:
