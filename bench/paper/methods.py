@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -223,9 +224,12 @@ def critic(work: Work) -> dict[str, Any]:
         if one.critique:
             asked = sequencer.critique_prompt(sequencer.parse_prompt(one.prompt), sequencer.parse(one.answer))
             said.append(Example(TokenSequence(tuple(asked), tuple(sequencer.answer([one.critique]))), str(number)))
+    start = work.inputs["previous"] / "critique" if "previous" in work.inputs else work.inputs["model"] / "policy"
+    if not said:  # the control: nobody says a word, and the careless critique model goes on as it is
+        shutil.copytree(start, work.folder / "critique")
+        return {"settings": settings.model_dump(), "metrics": {"exact": exactness(work, work.critic)}}
     learn, held_out = split_held_out(said, settings.critique_held_out)
     anchors = [Example(TokenSequence(one.prompt, one.answer), str(n)) for n, one in enumerate(work.logged)]
-    start = work.inputs["previous"] / "critique" if "previous" in work.inputs else work.inputs["model"] / "policy"
     trained = train_critic(
         work.world,
         start,
@@ -330,7 +334,10 @@ def base(work: Work) -> dict[str, Any]:
 
 
 def dpo(work: Work) -> dict[str, Any]:
-    trained = train_dpo(work.world, work.base, work.base, told(work), [], work.settings.dpo, work.settings.optim)
+    learned_from = told(work)
+    if not learned_from:  # a careless critique model may call every answer right
+        return evaluated(work, "base", {"pairs": 0})
+    trained = train_dpo(work.world, work.base, work.base, learned_from, [], work.settings.dpo, work.settings.optim)
     return work.learned(trained.tensors, trained.metrics)
 
 

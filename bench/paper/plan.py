@@ -76,13 +76,14 @@ class Plan:
     """The size of one run. Shares are of `annotations`; 1.0 of each is what the main table compares."""
 
     name: str = "full"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     annotations: int = 80
     prompts: int = 640  # logged answers of a round, of which so many are annotated; every method may use all prompts
     methods: tuple[str, ...] = tuple(METHODS)[1:]
     ablated: tuple[str, ...] = ("llf-dpo",)  # by share of language feedback, and their counterparts by share of binary
-    language_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    binary_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    # 0 is the control: what self-improving brings without a word of people's.
+    language_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0)
+    binary_shares: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rounds: int = 4
     line: str = "llf-dpo"  # the method of the rounds
     evaluate: int = 100
@@ -99,7 +100,10 @@ class Plan:
             raise ValueError("a plan needs a seed, and at least one annotation, round and held-out prompt per subtask")
         if self.prompts < self.most:
             raise ValueError(f"{self.most} annotations of {self.prompts} prompts: each annotates an answer of its own")
-        for share in (*self.language_shares, *self.binary_shares):
+        for share in self.language_shares:
+            if share < 0:
+                raise ValueError(f"a share of the language feedback is 0 or more, not {share}")
+        for share in self.binary_shares:
             if share <= 0:
                 raise ValueError(f"a share of the annotations is above 0, not {share}")
 
@@ -117,13 +121,10 @@ class Plan:
 
 QUICK = Plan(
     name="quick",
-    seeds=(0, 1),
-    prompts=320,
-    methods=("dpo", "ppo", "best-of-n", "llf-dpo", "llf-ppo"),
-    language_shares=(0.25, 1.0),
-    binary_shares=(1.0,),
-    rounds=2,
-    evaluate=40,
+    seeds=(0, 1, 2),
+    methods=("dpo", "ppo", "best-of-n", "llf-dpo", "llf-ppo", "llf-best-of-n"),
+    binary_shares=(0.5, 1.0, 2.0, 4.0),
+    evaluate=60,
 )
 
 

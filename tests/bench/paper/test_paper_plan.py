@@ -4,7 +4,7 @@ import pytest
 
 from bench.paper.plan import QUICK, Cell, Plan, fingerprints, graph, needs, wanted
 
-PLAN = Plan(annotations=400, prompts=640)
+PLAN = Plan(annotations=400, prompts=1600)
 
 
 def test_a_full_run_has_every_method_at_the_same_number_of_annotations_for_each_seed() -> None:

@@ -15,7 +15,7 @@ from bench.paper.report import markdown, verdict, write
 from bench.paper.show import show
 from tests.bench.paper.experiment import experiment, rates
 
-PLAN = Plan(annotations=400, methods=("dpo", "ppo", "llf-dpo", "llf-ppo"))
+PLAN = Plan(annotations=400, prompts=1600, methods=("dpo", "ppo", "llf-dpo", "llf-ppo"))
 
 
 def made(plan: Plan = PLAN, without: str = "", failed: str = "") -> dict[str, object]:
