@@ -1,6 +1,9 @@
 """Settings are flat for users and grouped for the algorithms; the defaults stand once, in the algorithms."""
 
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from trainer.config import TrainerSettings
 from trainer.optimisation import OptimConfig
 from trainer.robust import RobustConfig
 
+ROOT = Path(__file__).parents[2]
 PARTS = [
     ("critique", "critique_", FeedbackModellingConfig),
     ("dpo", "dpo_", DPOConfig),
@@ -40,3 +44,10 @@ def test_an_environment_variable_reaches_the_algorithm(monkeypatch: pytest.Monke
     monkeypatch.setenv("ANYLOOP_TRAINER_BATCH_TOKENS", "64")
     settings = TrainerSettings(dpo_beta=0.3)
     assert (settings.ppo.lambda_, settings.optim.batch_tokens, settings.dpo.beta) == (0.5, 64, 0.3)
+
+
+def test_settings_are_read_without_the_libraries_of_models() -> None:
+    """`anyloop replay` asks for them before it starts anything: seconds, where transformers and DeepSpeed take ten."""
+    heavy = "import sys, trainer.config; print({'transformers', 'deepspeed', 'peft'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "set()", done.stderr
