@@ -1,5 +1,6 @@
 """Small data sets as align-anything has them: real PNG, WAV and MP4 files, in all the forms that records hold."""
 
+import functools
 import io
 import json
 import wave
@@ -26,6 +27,7 @@ def wav(hertz: float = 440.0) -> bytes:
     return write_audio(tone(hertz), 16000)
 
 
+@functools.cache  # the encoder's bytes are not always the same for frames as small as these
 def mp4(shade: int = 200) -> bytes:
     frames = np.zeros((8, 32, 32, 3), np.uint8)
     for index, frame in enumerate(frames):
