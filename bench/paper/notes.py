@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 HOW = (
+    "Every method begins with tiny-omni trained on for 300 steps on its own corpus with 95 % of the critiques in it "
+    "careless. The shipped model names what is wrong exactly at temperature 0 before anybody has said a word, so that "
+    "language feedback would have nothing to teach its critique model; of the careless one's critiques about one in a "
+    "hundred is exact. It answers and refines as the shipped one does.",
+    "Each round has 640 logged answers of the training split. People annotate the first of them; every method may use "
+    "all the prompts: language methods refine what their critique model finds wrong, in logged and in fresh answers, "
+    "PPO samples answers to them.",
+    "A person who prefers one of two answers says which has fewer faults; where both have as many, the annotation is "
+    "spent and tells nothing (about half of them). One critique in ten names only some of several faults.",
+    "Reward models of both kinds read the answer and what the critique model says of it: the careless one's words for "
+    "binary feedback, which has no words to teach another, the taught one's for language feedback.",
     "Every method has the same base, the same prompts and the same number of annotations by people. Of one seed, "
     "binary methods get a preference between two answers to a prompt where language methods get a critique of one. "
     "What a method makes of the prompts that nobody annotated is its own affair.",
@@ -14,7 +25,15 @@ HOW = (
 )
 
 # Where the settings of the methods were tried out: each entry one sentence.
-TUNED: tuple[str, ...] = ()
+TUNED: tuple[str, ...] = (
+    "Settings were tried on combinations of the gate's split with seed 100, at 80 annotations, 60 prompts per subtask; "
+    "neither these prompts nor that seed stand in the tables.",
+    "DPO on preferences, rate x epochs, mean success there: 4e-4 x 2: 61.1 %, 8e-4 x 2: 65.1, 4e-4 x 4: 66.6 (taken), "
+    "2e-4 x 4: 63.1; the base 50.8.",
+    "LLF-DPO: 2e-4 x 1: 77.2 %, 2e-4 x 2: 82.4 (taken), 1e-4 x 2: 80.4, 2e-4 x 2 with beta 0.3: 83.8.",
+    "PPO's rates and turns were found with another reward, the shipped critique model's verdicts, and are the same for "
+    "both kinds of feedback (there LLF-PPO 80.9 %, PPO 45.4).",
+)
 
 CAUTION = (
     "The worlds differ: the paper trains models of 7 to 13 billion parameters on what people wrote and scores them "

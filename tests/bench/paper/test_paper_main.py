@@ -20,7 +20,7 @@ def test_one_cell_and_what_it_needs_then_the_tables(out: Path, capsys: pytest.Ca
     arguments = ["--quick", f"--out={out}", "--seeds=7", "--only=base*", f"--only=ppo.n{N}.s7", FAKE]
     assert main([*arguments, "--set=dpo_lr=1e-4"]) == 0
     made = sorted(path.stem for path in (out / "quick" / "cells").iterdir())
-    assert made == [f"answers.n{N}.s7", "base.n0.s7", "model.n0.s0", f"ppo.n{N}.s7", f"reward.n{N}.s7"]
+    assert made == [f"answers.n{QUICK.most}.s7", "base.n0.s7", "model.n0.s0", f"ppo.n{N}.s7", f"reward.n{N}.s7"]
     document = json.loads((out.parent / "paper.json").read_text())
     assert document["plan"]["settings"] == {"dpo_lr": "1e-4"}
     assert document["cells"][f"ppo.n{N}.s7"]["cell"]["settings"] == {"dpo_lr": "1e-4"}

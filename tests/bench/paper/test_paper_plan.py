@@ -4,7 +4,12 @@ import pytest
 
 from bench.paper.plan import QUICK, Cell, Plan, fingerprints, graph, needs, wanted
 
-PLAN = Plan(annotations=400, prompts=1600)
+PLAN = Plan(
+    seeds=(0, 1, 2),
+    annotations=400,
+    language_shares=(0.25, 0.5, 0.75, 1.0),
+    binary_shares=(0.25, 0.5, 0.75, 1.0),
+)
 
 
 def test_a_full_run_has_every_method_at_the_same_number_of_annotations_for_each_seed() -> None:
@@ -88,7 +93,8 @@ def test_a_cell_survives_its_json() -> None:
         ({"seeds": ()}, "needs a seed"),
         ({"evaluate": 0}, "at least one"),
         ({"prompts": 399}, "400 annotations of 399 prompts"),
-        ({"language_shares": (0.0, 1.0)}, "above 0"),
+        ({"language_shares": (-0.5, 1.0)}, "0 or more"),
+        ({"binary_shares": (0.0, 1.0)}, "above 0"),
     ],
 )
 def test_a_wrong_plan_says_what_is_wrong(change: dict[str, object], complaint: str) -> None:

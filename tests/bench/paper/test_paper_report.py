@@ -15,7 +15,13 @@ from bench.paper.report import markdown, verdict, write
 from bench.paper.show import show
 from tests.bench.paper.experiment import experiment, rates
 
-PLAN = Plan(annotations=400, prompts=1600, methods=("dpo", "ppo", "llf-dpo", "llf-ppo"))
+PLAN = Plan(
+    seeds=(0, 1, 2),
+    annotations=400,
+    language_shares=(0.25, 0.5, 0.75, 1.0),
+    binary_shares=(0.25, 0.5, 0.75, 1.0),
+    methods=("dpo", "ppo", "llf-dpo", "llf-ppo"),
+)
 
 
 def made(plan: Plan = PLAN, without: str = "", failed: str = "") -> dict[str, object]:

@@ -8,7 +8,13 @@ from bench.paper.results import GENERATION, UNDERSTANDING, Incomparable
 from bench.paper.tables import tables
 from tests.bench.paper.experiment import experiment, rates
 
-PLAN = Plan(annotations=400, methods=("dpo", "ppo", "llf-dpo", "llf-ppo"))
+PLAN = Plan(
+    seeds=(0, 1, 2),
+    annotations=400,
+    language_shares=(0.25, 0.5, 0.75, 1.0),
+    binary_shares=(0.25, 0.5, 0.75, 1.0),
+    methods=("dpo", "ppo", "llf-dpo", "llf-ppo"),
+)
 
 
 def test_the_main_table_has_success_and_paired_gain_of_every_method_and_subtask() -> None:

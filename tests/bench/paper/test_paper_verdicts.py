@@ -7,7 +7,13 @@ from bench.paper.tables import tables
 from bench.paper.verdicts import points, times, verdicts
 from tests.bench.paper.experiment import Rates, experiment, rates
 
-PLAN = Plan(annotations=400, methods=("dpo", "ppo", "llf-dpo", "llf-ppo"))
+PLAN = Plan(
+    seeds=(0, 1, 2),
+    annotations=400,
+    language_shares=(0.25, 0.5, 0.75, 1.0),
+    binary_shares=(0.25, 0.5, 0.75, 1.0),
+    methods=("dpo", "ppo", "llf-dpo", "llf-ppo"),
+)
 
 
 def found(rate: Rates, plan: Plan = PLAN) -> dict[str, tuple[bool | None, bool | None, str]]:
