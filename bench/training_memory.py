@@ -2,7 +2,7 @@
 
     python -m bench.training_memory            # a 27 M Llama, one thread: bench-out/training-memory.json
 
-A step is one update on eight sequences of 256 tokens. `models` says what PPO holds: policy, reference, reward model
+A step is one update on eight sequences of 256 tokens (`--length`). PPO's four models are policy, reference, reward model
 and value function. Memory is the peak of the process less what it held with its imports done.
 """
 
@@ -42,24 +42,30 @@ MIB = 2**20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama-27m", choices=NAMES)
+    parser.add_argument("--length", type=int, default=256, help="tokens of each of the eight sequences")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = model_directory(options.model, Path(scratch))
         for name, (models, settings) in CASES.items():
-            rows.append({"case": name} | alone(checkpoint, models, settings, options.steps))
+            rows.append({"case": name} | alone(checkpoint, models, settings, options.length, options.steps))
             print(f"{name:50} {rows[-1]['peak_mib']:7.0f} MiB {rows[-1]['seconds_per_step']:7.2f} s/step", flush=True)
     out = Path("bench-out/training-memory.json")
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"model": options.model, "threads": torch.get_num_threads(), "rows": rows}, indent=1))
+    out.write_text(
+        json.dumps(
+            {"model": options.model, "length": options.length, "threads": torch.get_num_threads(), "rows": rows},
+            indent=1,
+        )
+    )
 
 
-def alone(checkpoint: Path, models: str, settings: dict[str, Any], steps: int) -> dict[str, float]:
+def alone(checkpoint: Path, models: str, settings: dict[str, Any], length: int, steps: int) -> dict[str, float]:
     """`measure` in a fresh process."""
     receive, send = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(
-        target=measure, args=(send, checkpoint, models, settings, steps)
+        target=measure, args=(send, checkpoint, models, settings, length, steps)
     )
     process.start()
     send.close()
@@ -68,13 +74,14 @@ def alone(checkpoint: Path, models: str, settings: dict[str, Any], steps: int) -
     return found
 
 
-def measure(send: Any, checkpoint: Path, models: str, settings: dict[str, Any], steps: int) -> None:
+def measure(send: Any, checkpoint: Path, models: str, settings: dict[str, Any], length: int, steps: int) -> None:
     import peft  # noqa: F401 - what LoRA imports counts for nobody
     import transformers  # noqa: F401
 
     before = peak()
     optim, world = OptimConfig(**settings), World()
-    sequences = [TokenSequence(tuple(range(8, 136)), tuple(range(200 + i, 328 + i))) for i in range(8)]
+    half = length // 2
+    sequences = [TokenSequence(tuple(range(8, 8 + half)), tuple(range(600 + i, 600 + i + half))) for i in range(8)]
     batch = collate(sequences)
     family = ModelFamily(checkpoint, optim, world)
     policy = open_engine(family.policy(AnswerModel), 1e-5, 100, optim, world)
