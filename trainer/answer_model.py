@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainer.batches import Batch, TokenSequence
-from trainer.shared_prefix import Sharing, group_answers, tree_mask
+from trainer.shared_prefix import Sharing, group_answers
+from trainer.tree_forward import hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,19 +56,6 @@ class ScalarModel(nn.Module):
     ) -> Tensor:
         """The `inputs` of a Batch to numbers `[n]` at the places `index`."""
         return self.head(hidden_states(self.backbone, input_ids, positions, segments)[index]).squeeze(-1)
-
-
-def hidden_states(
-    backbone: nn.Module, input_ids: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
-) -> Tensor:
-    """The last layer's output at every place, flat: `[rows * time, hidden]`."""
-    if segments is None:
-        return backbone(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    mask = tree_mask(segments)
-    if getattr(backbone.config, "_attn_implementation", None) == "eager":  # it adds the mask to the scores
-        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
-    output = backbone(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    return output.last_hidden_state.flatten(0, 1)
 
 
 def _load_lm(checkpoint: Path) -> "PreTrainedModel":

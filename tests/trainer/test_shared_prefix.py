@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from trainer.answer_model import AnswerModel, ScalarModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
+from trainer.forward_pass import prepare
+from trainer.optimisation import OptimConfig
 from trainer.shared_prefix import Group, Sharing, group_answers, group_pairs, tree_mask
+from trainer.tree_forward import Answers, by_cache, by_mask
 
 ALWAYS = Sharing(1e9)
 ATOL = 2e-5  # fp32, sums over a few hundred products in another order
@@ -48,15 +51,48 @@ def test_an_answer_sees_the_prompt_and_itself() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(SEQUENCES)
 def test_shared_rows_give_the_logits_of_each_sequence_apart(checkpoint: Path, sequences: list[TokenSequence]) -> None:
     model = AnswerModel.load(checkpoint)
     for group in group_answers(sequences, 100, ALWAYS):
-        apart = collate([sequences[i] for i in group.order])
+        batch = group.collate(sequences)
         with torch.no_grad():
-            expected, found = token_logprobs(model, apart), token_logprobs(model, group.collate(sequences))
-        torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
+            expected = token_logprobs(model, collate([sequences[i] for i in group.order]))
+            torch.testing.assert_close(token_logprobs(model, batch), expected, atol=ATOL, rtol=0)
+            if batch.positions is None or batch.segments is None:
+                continue
+            tree = (batch.input_ids, batch.positions, batch.segments)
+            masked = by_mask(model.lm.get_decoder(), *tree)
+            cached = by_cache(model.lm.get_decoder(), *tree, Answers.of(batch.segments))
+        real = (batch.segments >= 0).flatten()
+        torch.testing.assert_close(cached[real], masked[real], atol=1e-4, rtol=0)  # hidden states of size about 1
+
+
+def test_many_answers_go_by_cache_and_two_by_mask(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ways = AnswerModel.load(checkpoint), []
+    for name, function in (("mask", by_mask), ("cache", by_cache)):
+        monkeypatch.setattr(
+            f"trainer.tree_forward.by_{name}",
+            lambda *inputs, name=name, function=function: ways.append(name) or function(*inputs),
+        )
+    for lengths in ((4, 40), (20, 24) * 4):
+        sequences = [TokenSequence((7,) * 60, (8,) * length) for length in lengths]
+        (group,) = group_answers(sequences, 4096, ALWAYS)
+        token_logprobs(model, group.collate(sequences))
+    assert ways == ["mask", "cache"]
+
+
+def test_layers_computed_twice_go_by_mask(checkpoint: Path) -> None:
+    sequences = [TokenSequence((7,) * 60, (8, 9) * 10)] * 8
+    (group,) = group_answers(sequences, 4096, ALWAYS)
+    gradients = []
+    for checkpointing in (False, True):
+        model = AnswerModel.load(checkpoint)
+        prepare(model, OptimConfig(activation_checkpointing=checkpointing))
+        token_logprobs(model, group.collate(sequences)).sum().backward()
+        gradients.append(model.lm.get_input_embeddings().weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
 
 
 def pairs_of(seed: int = 0) -> list[TokenSequence]:
@@ -72,7 +108,12 @@ def pairs_of(seed: int = 0) -> list[TokenSequence]:
     return sequences
 
 
-def test_gradients_equal_those_of_the_sequences_apart(checkpoint: Path) -> None:
+@pytest.mark.parametrize("way", ["mask", "cache"])
+def test_gradients_equal_those_of_the_sequences_apart(
+    checkpoint: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A token that costs nothing but its pairs asks for the way by cache, a dear one for the way by mask.
+    monkeypatch.setattr("trainer.tree_forward.PAIRS_PER_HIDDEN", 0.0 if way == "cache" else 1e9)
     gradients = []
     for sharing in (None, ALWAYS):
         model = AnswerModel.load(checkpoint)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from trainer.algorithms.rollout import Rollout
-from trainer.answer_model import AnswerModel, hidden_states
+from trainer.answer_model import AnswerModel
 from trainer.batches import Batch
 from trainer.grammar_table import GrammarTable
 from trainer.shared_prefix import Group
+from trainer.tree_forward import hidden_states
 
 
 class ActorCritic(AnswerModel):
@@ -83,9 +83,10 @@ def actor_pass(module: nn.Module, answers: Answers, values: bool = False) -> Pas
         logits, value = logits[:, :-1], logits[:, -1]
     if answers.allowed is not None:
         logits = logits.masked_fill(~answers.allowed, float("-inf"))
-    with torch.no_grad():
-        entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return Pass(-cross_entropy(logits, answers.batch.targets, reduction="none"), entropy, value)
+    logprobs = logits.log_softmax(-1)
+    with torch.no_grad():  # what is not allowed has probability 0 and no logarithm
+        entropy = -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
+    return Pass(logprobs.gather(-1, answers.batch.targets[:, None]).squeeze(-1), entropy, value)
 
 
 class Watch:
