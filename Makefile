@@ -2,22 +2,19 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling clean
+.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile experiment-paper clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # One stamp per state of pyproject.toml: the second run finds it and does nothing.
 STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
-# `transformers serve`, which bench-serving compares with, needs accelerate. It stands apart: in the environment itself
-# transformers would import DeepSpeed whenever a model is saved.
-PEER := $(VENV)/peer/accelerate
 # Java and Maven, which run and bring the Kafka broker. Its jars go to a cache outside the checkout.
 BROKER := $(VENV)/.broker-$(shell sha256sum anyloop/cli/kafka/pom.xml | cut -c1-16)
 # Several processes share the cores; torch's own thread pools would fight over them.
 export OMP_NUM_THREADS ?= 1
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Virtual environment in .venv with everything installed
 
@@ -39,10 +36,6 @@ $(STAMP): pyproject.toml
 	rm -f $(VENV)/.ready-*
 	touch $@
 .ONESHELL:
-
-$(PEER): $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peer 'accelerate~=1.15.0'
-	touch $@
 
 # Without them, and where they cannot be installed, tests that need a broker are skipped with a word (in CI they fail).
 $(BROKER): $(STAMP)
@@ -80,7 +73,7 @@ types: $(STAMP)  ## mypy
 unit: $(STAMP) $(BROKER)  ## Tests that start no service (generated code and wire compatibility among them)
 	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
 
-e2e: $(STAMP) $(PEER) $(BROKER)  ## Tests that start real processes, one after another
+e2e: $(STAMP) $(BROKER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q
 
 test-faults: $(STAMP) $(BROKER)  ## Kills, full disks and cut networks under load, on a real broker: bench-out/faults.json (ONLY=broker for one)
@@ -98,7 +91,7 @@ tiny-omni: $(STAMP)  ## Train the reference model and its codecs anew (under two
 bench-learning: $(STAMP)  ## What the trainer's settings do to the reference model, without the services
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m bench.learning_rounds
 
-bench-serving: $(STAMP) $(PEER)  ## AnyLoop beside `transformers serve` and its floors: one table, bench-out/serving.{json,png}
+bench-serving: $(STAMP)  ## AnyLoop beside `transformers serve` and its floors: one table, bench-out/serving.{json,png}
 	$(BIN)/python -m bench.serving
 
 bench-swap: $(STAMP)  ## Fifty swaps under 32 streams: dropped, garbled, how long steps pause: bench-out/swap.json
@@ -109,6 +102,16 @@ bench-log: $(STAMP) $(BROKER)  ## Events/s into SQLite, Kafka and bare kafka-pyt
 
 bench-scaling: $(STAMP) $(BROKER)  ## CPU of one answer, one feedback, one event at each station, for docs/scaling.md: bench-out/scaling.json
 	$(BIN)/python -m bench.scaling
+
+bench-trainer: $(STAMP)  ## DPO, GRPO and PPO steps beside TRL's, and a round by phase: bench-out/trainer.json
+	$(BIN)/python -m bench.trainer
+
+bench-hostile: $(STAMP)  ## What 10 and 30 % of hostile critiques do, with and without the robust mode: bench-out/hostile.json
+	$(BIN)/python -m bench.hostile
+
+experiment-paper: $(STAMP)  ## The paper's table and ablation in the reference world (QUICK=1: three seeds, under 40 minutes; JOBS=2)
+	$(BIN)/python -m bench.paper $(if $(QUICK),--quick) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only '$(ONLY)')
+	$(if $(QUICK),,$(BIN)/python -m bench.paper report)
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
 	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,13 +18,9 @@ from typing import Any
 
 from bench.serving.processes import ContenderFailed, free_port, run_client, running
 
-# accelerate, which it needs and AnyLoop does not. It stands apart: beside DeepSpeed, transformers would import both
-# whenever AnyLoop saves a model.
-PEER_PACKAGES = Path(sys.prefix) / "peer"
 # DeepSpeed is here for AnyLoop's trainer; a server without it starts faster and smaller.
-_PROGRAM = f"""
+_PROGRAM = """
 import sys
-sys.path.append({str(PEER_PACKAGES)!r})
 sys.modules["deepspeed"] = None
 from transformers.cli.transformers import main
 sys.argv[0] = "transformers"
@@ -62,10 +58,8 @@ def transformers_serve(directory: Path, log: Path, flags: tuple[str, ...] = BATC
     """Raises ContenderFailed."""
     port = free_port()
     model = str(directory.absolute())
-    if not (PEER_PACKAGES / "accelerate").is_dir() and importlib.util.find_spec("accelerate") is None:
-        raise ContenderFailed(
-            f"transformers serve needs accelerate: pip install --no-deps --target {PEER_PACKAGES} accelerate"
-        )
+    if importlib.util.find_spec("accelerate") is None:
+        raise ContenderFailed("transformers serve needs accelerate: pip install accelerate")
     argv = [sys.executable, "-c", _PROGRAM, "serve", model, "--host=127.0.0.1", f"--port={port}", *flags]
     with running(argv, log, lambda: _healthy(port), "transformers serve") as child:
         yield Peer(f"127.0.0.1:{port}", model, child.pid)
