@@ -146,9 +146,7 @@ CASES: list[tuple[str, DPOConfig, dict[str, Any]]] = [
 def test_loss_and_gradients_are_those_of_trl(
     trl: Any, tmp_path: Path, config: DPOConfig, settings: dict[str, Any], sharing: Any
 ) -> None:
-    agree(
-        ours(config, pairs(), replace(OPTIM, shared_prefix=sharing)), theirs(trl, tmp_path, pairs(), **settings)
-    )
+    agree(ours(config, pairs(), replace(OPTIM, shared_prefix=sharing)), theirs(trl, tmp_path, pairs(), **settings))
 
 
 def test_parts_of_a_step_add_up_to_the_batch_of_trl(trl: Any, tmp_path: Path) -> None:
