@@ -31,7 +31,7 @@ class ServingEngine:
     def __init__(self, model: Path, slots: int = 64, max_tokens: int = 512) -> None:
         self.reader = RequestReader(model, max_tokens)
         self.sequencer = self.reader.sequencer
-        self._options = ForwardOptions(max_tokens, "fp32", False)
+        self._options = ForwardOptions(max_tokens, "float32", False)
         self._engine = Engine(
             slots, max_tokens, _QUEUE, self.reader.masks, end_token=self.sequencer.layout.end, prefix_rows=16
         )
