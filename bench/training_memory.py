@@ -2,7 +2,7 @@
 
     python -m bench.training_memory            # a 27 M Llama, one thread: bench-out/training-memory.json
 
-A step is one update on eight sequences of 256 tokens (`--length`). PPO's four models are policy, reference, reward model
+A step is one update on eight sequences of 256 tokens (`--length`). PPO has four models: policy, reference, reward model
 and value function. Memory is the peak of the process less what it held with its imports done.
 """
 
