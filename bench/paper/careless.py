@@ -27,20 +27,20 @@ LEARNING_RATE = 8e-4
 _SEED = 7
 
 
-def make_careless(model: Path, folder: Path, steps: int = STEPS) -> dict[str, Any]:
+def make_careless(model: Path, folder: Path) -> dict[str, Any]:
     """Writes the careless model as a checkpoint. Returns how it was trained."""
     torch.manual_seed(_SEED)
     rng = np.random.default_rng(_SEED)
     corpus = Corpus(Sequencer.from_pretrained(model), CodeBook(load_codecs(model), rng), NOISE)
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
     losses: list[float] = []
-    train_lm(lm, batches(corpus, ROWS, rng), steps, LEARNING_RATE, True, lambda step, loss, speed: losses.append(loss))
+    train_lm(lm, batches(corpus, ROWS, rng), STEPS, LEARNING_RATE, True, lambda step, loss, speed: losses.append(loss))
     folder.mkdir(parents=True)
     write_checkpoint(folder, model, stored_weights(model, lm.state_dict()))
     return {
         "careless_critiques": NOISE.critiques,
         "wrong_answers": NOISE.answers,
-        "steps": steps,
+        "steps": STEPS,
         "learning_rate": LEARNING_RATE,
         "loss": sum(losses[-20:]) / len(losses[-20:]),
     }

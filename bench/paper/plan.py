@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 # What a cell of each kind reads: role -> the kind of cell that wrote it. From the second round on every cell also reads
-# `policy`, the weights that the round before ended with, and the critique model goes on from `previous`.
+# `policy`, the weights that the round before ended with; the critique model goes on from `previous`, and the line's
+# method mixes in pairs of the round before, `earlier`.
 # All cells of all seeds read `model`, what every method begins with.
 SHARED: dict[str, tuple[str, ...]] = {
     "model": (),  # tiny-omni, its critiques made careless
@@ -149,6 +150,8 @@ def needs(plan: Plan, cell: Cell) -> dict[str, Cell]:
     if cell.round > 1:
         before = cell.round - 1
         found["policy"] = _cell(plan, cell.line, cell.seed, cell.annotations, before, cell.line)
+        if cell.kind == cell.line and "pairs" in found:
+            found["earlier"] = _cell(plan, "pairs", cell.seed, cell.annotations, before, cell.line)
         if cell.kind == "critic":
             found["previous"] = _cell(plan, "critic", cell.seed, cell.annotations, before, cell.line)
     return found
