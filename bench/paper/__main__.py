@@ -27,6 +27,7 @@ from anyloop.config import TINY_OMNI
 from anyloop.registry.files import sha256
 from bench.paper.document import commit, document
 from bench.paper.jobs import Run, Runner
+from bench.paper.methods import recipe
 from bench.paper.plan import QUICK, Cell, Graph, Plan, fingerprints, graph, wanted
 from bench.paper.progress import Board
 from bench.paper.report import write
@@ -158,9 +159,9 @@ def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
 
 
 def base_digest() -> str:
-    """Of the weights that every method begins with."""
+    """Of the weights that every method begins with, and of what the methods have in common."""
     digests = [sha256(path) for path in sorted(TINY_OMNI.rglob("*.safetensors"))]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([digests, recipe()], sort_keys=True).encode()).hexdigest()
 
 
 if __name__ == "__main__":

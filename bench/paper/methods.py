@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from bench.paper import shared_work
+from bench.paper import careless, shared_work
 from bench.paper.plan import Cell
 from bench.paper.shared_work import read, refined, reward_of, told
-from bench.paper.work import BEST_OF, Work, answered, evaluated, remarks
+from bench.paper.work import BEST_OF, OWN, SETTINGS, Work, answered, evaluated, remarks
 from trainer.algorithms.dpo import train_dpo
 from trainer.algorithms.grpo import train_grpo
 from trainer.algorithms.ppo import train_ppo
 from trainer.algorithms.rollout import Rollout
 from trainer.batches import TokenSequence
+from trainer.config import TrainerSettings
 from trainer.examples import Pair, Seed
 from trainer.gate.bootstrap import mean_by_subtask, paired_gain
 from trainer.gate.config import GateSettings
@@ -31,6 +32,17 @@ from trainer.rollouts import as_rollout, rollout_requests, whole_answers
 
 _GATE = 770_001  # seed of the gate's prompts and of the answers to them
 _GATE_PROMPTS = 30  # per subtask, as in service
+
+
+def recipe() -> dict[str, Any]:
+    """What every result depends on beside its cell: a change of any of it makes them all stale."""
+    return {
+        "settings": SETTINGS,
+        "own": OWN,
+        "trainer": TrainerSettings().model_dump(mode="json"),
+        "careless": [careless.NOISE.critiques, careless.NOISE.answers, careless.STEPS, careless.LEARNING_RATE],
+        "answers": [BEST_OF, shared_work.PARTIAL_CRITIQUES, _GATE_PROMPTS],
+    }
 
 
 def run_cell(cell: Cell, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:

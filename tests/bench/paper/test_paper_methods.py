@@ -6,6 +6,7 @@ import pytest
 
 from anyloop.world import SUBTASKS
 from bench.paper import careless, methods, shared_work
+from bench.paper.__main__ import base_digest
 from bench.paper.plan import METHODS, Cell, Plan, graph, wanted
 from bench.paper.work import logged_of
 from bench.paper.worker import outcomes, plain
@@ -79,3 +80,12 @@ def test_a_second_round_goes_through_the_gate(done: dict[str, dict[str, Any]]) -
     assert second["metrics"]["gate"]
     if not second["metrics"]["promoted"]:  # then nothing has changed
         assert second["outcomes"] == done["llf-dpo.n16.s3"]["outcomes"]
+
+
+def test_other_settings_of_the_methods_make_results_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = base_digest()
+    monkeypatch.setitem(methods.OWN, "dpo", {"dpo_lr": 1e-5})
+    assert base_digest() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(careless, "STEPS", 299)
+    assert base_digest() != before
