@@ -10,7 +10,11 @@ RIGHT_PATTERN = (
 
 
 def approves(critique: str, right_text: str = RIGHT_TEXT, right_pattern: str = RIGHT_PATTERN) -> bool:
-    """Its last sentence gives the verdict: it is `right_text`, or matches `right_pattern` (lower case)."""
+    """Its last sentence gives the verdict: it is `right_text`, or matches `right_pattern` (lower case) and is
+    no question."""
     text = " ".join(critique.lower().split())
     verdict = re.split(r"(?<=[.!?;])\s", text)[-1]
-    return verdict == right_text.lower() or re.match(right_pattern, verdict) is not None
+    if verdict == right_text.lower():
+        return True
+    asks = re.search(r"\?\W*$", verdict) is not None
+    return not asks and re.match(right_pattern, verdict) is not None

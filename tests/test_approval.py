@@ -15,6 +15,9 @@ from anyloop.approval import approves
         ("This is not correct.", False),
         ("It should be blue.", False),
         ("", False),
+        ("Is this correct? Right?", False),
+        ("Is it? This is correct.", True),
+        ('Perfect?"', False),
     ],
 )
 def test_the_last_sentence_gives_the_verdict(critique: str, right: bool) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable
+from html import escape
 
 from anyloop.cli.demo.asking import File
 from anyloop.modality import Modality
@@ -12,8 +13,8 @@ def media_tags(files: Iterable[File]) -> str:
 
 
 def media_tag(file: File) -> str:
-    """A picture, or a player."""
-    url = f"data:{file.mime_type};base64,{base64.b64encode(file.data).decode()}"
+    """A picture, or a player. The MIME type is somebody's word, so it is escaped."""
+    url = escape(f"data:{file.mime_type};base64,{base64.b64encode(file.data).decode()}", quote=True)
     if file.modality is Modality.IMAGE:
         return f'<img src="{url}" alt="picture" width="200" height="200">'
     if file.modality is Modality.AUDIO:

@@ -19,12 +19,14 @@ _MODALITY_OF = {name: modality for modality, name in _PART_OF.items()}
 
 
 class RequestFailed(CommandError):
-    """The gateway refused, failed, or cannot be reached (`status` 0). The message is the gateway's own sentence."""
+    """The gateway refused, failed, or cannot be reached (`status` 0). The message is the gateway's own sentence;
+    `retry_after_s` is how long it asks to wait, where it says so."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         codes = {0: ExitCode.UNREACHABLE, 503: ExitCode.UNREACHABLE, 404: ExitCode.NOT_FOUND}
         super().__init__(message, codes.get(status, ExitCode.REFUSED if 400 <= status < 500 else ExitCode.FAILED))
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -179,4 +181,6 @@ def _refusal(response: httpx.Response) -> RequestFailed:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = response.text[:300] or response.reason_phrase
-    return RequestFailed(response.status_code, f"{message} (HTTP {response.status_code})")
+    after = response.headers.get("Retry-After", "")  # a date, which HTTP allows too, is left to the caller's own pace
+    wait = float(after) if after.isdecimal() else None
+    return RequestFailed(response.status_code, f"{message} (HTTP {response.status_code})", wait)

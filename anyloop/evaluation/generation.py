@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anyloop.evaluation.intervals import UNMEASURED, Estimate, bootstrap
-from anyloop.evaluation.open_prompts import LOUDNESS_OF, SLOT_OF, OpenPrompt, emitted, selection
+from anyloop.evaluation.intervals import FEWEST, UNMEASURED, Estimate, bootstrap
+from anyloop.evaluation.open_prompts import KINDS, LOUDNESS_OF, SLOT_OF, VOTES, OpenPrompt, emitted, selection
 from anyloop.evaluation.scores import PAIRS, SLOTS, Generation, Slot, amg
 from anyloop.modality import Modality
 from anyloop.world.perceive import UNCLEAR, perceive_clip, perceive_picture, perceive_sentence, perceive_sound
@@ -52,6 +52,13 @@ class GenerationReport:
     present: Mapping[Slot, tuple[int, int]]
     choices: Mapping[str, Mapping[str, int]]
     selection_by_kind: Mapping[str, float]
+
+
+def most() -> float:
+    """The AMG of answers without a fault that always have the set of modalities with the most votes: the votes differ
+    on every kind of prompt, so that nobody gets 30."""
+    selected = float(np.mean([max(VOTES[kind].values()) for kind in KINDS]))
+    return amg(Generation(selected, dict.fromkeys(SLOTS, 10.0), dict.fromkeys(PAIRS, 1.0)))
 
 
 def score(prompt: OpenPrompt, answer: Answer) -> Scored:
@@ -107,9 +114,9 @@ def _means(scored: Sequence[Scored]) -> Generation:
 
 
 def _interval(kinds: Sequence[Sequence[Sequence[Scored]]], generation: Generation, resamples: int = 500) -> Estimate:
-    """AMG is no mean, so it is computed anew for every resample of the prompts within their kinds. One prompt of a kind
-    tells nothing of how prompts differ: no interval then."""
-    if any(len(prompts) < 2 for prompts in kinds):
+    """AMG is no mean, so it is computed anew for every resample of the prompts within their kinds. A few prompts of a
+    kind tell next to nothing of how prompts differ: no interval then."""
+    if any(len(prompts) < FEWEST for prompts in kinds):
         return Estimate(amg(generation), UNMEASURED.low, UNMEASURED.high)
     rng = np.random.default_rng(0)
     values = []

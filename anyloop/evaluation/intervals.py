@@ -14,6 +14,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+FEWEST = 5  # members of a group that is drawn again: of fewer, a bootstrap makes intervals that are far too narrow
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ def bootstrap(
 ) -> Estimate:
     """The mean over groups of the group's mean, each group's members drawn again with replacement; percentile interval.
 
-    A group of one tells nothing of how its members differ: no interval then. NaN when a group is empty.
+    Where a group has fewer than FEWEST members it tells next to nothing of how they differ: no interval then. NaN when
+    a group is empty.
     """
     if not groups or any(not len(group) for group in groups):
         return UNMEASURED
     members = [np.asarray(group, dtype=float) for group in groups]
     value = float(np.mean([group.mean() for group in members]))
-    if any(len(group) < 2 for group in members):
+    if any(len(group) < FEWEST for group in members):
         return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     drawn = [group[rng.integers(len(group), size=(resamples, len(group)))].mean(axis=1) for group in members]

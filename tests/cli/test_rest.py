@@ -73,6 +73,16 @@ def test_a_refusal_carries_the_gateways_sentence_and_an_exit_code(status: int, c
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [({"Retry-After": "7"}, 7.0), ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, None), ({}, None)],
+)
+def test_a_refusal_says_how_long_to_wait(header: dict[str, str], wait: float | None) -> None:
+    with pytest.raises(RequestFailed) as refused:
+        _client(lambda _: httpx.Response(429, headers=header)).models()
+    assert refused.value.retry_after_s == wait
+
+
 def test_a_failure_that_is_not_json_still_ends_in_a_sentence() -> None:
     with pytest.raises(RequestFailed, match="Bad Gateway"):
         _client(lambda _: httpx.Response(502, text="")).models()

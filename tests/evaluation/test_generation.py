@@ -1,9 +1,10 @@
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from anyloop.evaluation.generation import report, score
+from anyloop.evaluation.generation import most, report, score
 from anyloop.evaluation.open_prompts import KINDS, PERFORM, VOTES, OpenPrompt, emitted, open_prompts, selection
 from anyloop.modality import Modality
 from anyloop.world import language, tasks
@@ -117,7 +118,7 @@ def test_the_report_is_the_formula_over_the_means() -> None:
         [score(draw, Answer("", image(PICTURE)))],
         [score(draw, Answer())],
     ]
-    found = report(answers)
+    found = report(answers * 3)
     made = found.generation
     assert made.selection == pytest.approx((0.6 + 0 + 0.6 + 0) / 4)
     assert made.following == {"text": 5.0, "visual": 5.0, "audio": 10.0}
@@ -125,9 +126,22 @@ def test_the_report_is_the_formula_over_the_means() -> None:
     # 0.3 / 2 * 0.5 * ((5 + 5) + (5 + 10) + (5 + 10))
     assert found.amg.value == pytest.approx(3.0)
     assert found.amg.low < 3.0 < found.amg.high
-    assert found.present == {"text": (1, 2), "visual": (2, 4), "audio": (2, 2)}
-    assert found.choices == {PERFORM: {"audio": 1, "text+image+audio": 1}, "T2I": {"image": 1, "nothing": 1}}
-    assert found.selection_by_kind == {PERFORM: 0.3, "T2I": 0.3}
+    assert found.present == {"text": (3, 6), "visual": (6, 12), "audio": (6, 6)}
+    assert found.choices == {PERFORM: {"audio": 3, "text+image+audio": 3}, "T2I": {"image": 3, "nothing": 3}}
+    assert found.selection_by_kind == {PERFORM: pytest.approx(0.3), "T2I": pytest.approx(0.3)}
+    assert math.isnan(report(answers).amg.low), "two prompts of a kind tell next to nothing of how prompts differ"
+
+
+def test_no_answers_get_more_than_the_votes_allow() -> None:
+    def perfect(prompt: OpenPrompt) -> Answer:
+        """Without a fault, with the set of modalities that has the most votes."""
+        chosen = max(prompt.votes, key=lambda one: prompt.votes[one])
+        media = {one: tasks.render(prompt.expected(one)[0], RNG) for one in chosen if one is not Modality.TEXT}
+        words = " and ".join(language.describe(scene) for scene in prompt.scenes) if Modality.TEXT in chosen else ""
+        return Answer(words, **{str(one): medium for one, medium in media.items()})
+
+    found = report([[score(prompt, perfect(prompt))] for prompt in open_prompts(1, seed=0)])
+    assert found.amg.value == pytest.approx(most()) == pytest.approx(20.67, abs=0.005)
 
 
 def test_prompts_that_leave_a_pair_out_make_no_amg() -> None:

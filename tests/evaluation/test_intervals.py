@@ -83,15 +83,18 @@ def test_the_bootstrap_weighs_groups_alike_and_covers_like_the_t_interval() -> N
     assert found.value == pytest.approx(np.mean(values))
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.02)
     assert bootstrap([[1.0, 1.0], [0.0] * 6]).value == 0.5
-    assert bootstrap([[0.0, 1.0]]) == bootstrap([[0.0, 1.0]]), "the same data, the same interval"
+    few = [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert bootstrap([few]) == bootstrap([few]), "the same data, the same interval"
 
 
-def test_a_single_member_gives_a_value_without_an_interval() -> None:
-    found = bootstrap([[0.25], [0.75, 0.75]])
+@pytest.mark.parametrize("members", [1, 4])
+def test_a_group_of_few_gives_a_value_without_an_interval(members: int) -> None:
+    found = bootstrap([[0.25] * members, [0.75] * 20])
     assert found.value == 0.5
     assert math.isnan(found.low)
     assert math.isnan(found.high)
     assert found.interval == [None, None]
+    assert not math.isnan(bootstrap([[0.25] * 5, [0.75] * 20]).low)
 
 
 def test_an_estimate_is_plain_json() -> None:

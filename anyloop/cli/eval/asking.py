@@ -1,9 +1,11 @@
 """Questions of an evaluation to REST requests, unlogged, and answers back as files and arrays."""
 
 import functools
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from anyloop.cli.demo.asking import File, answer_of, at_once, file_of
 from anyloop.cli.rest import GatewayClient, Reply, RequestFailed, media_part, text_part
@@ -11,8 +13,11 @@ from anyloop.evaluation.critic import Part, Turn
 from anyloop.modality import Modality
 from anyloop.world.tasks import Answer, Media
 
+Got = TypeVar("Got")
 CONCURRENCY = 12
-_BETWEEN_SAMPLES = 1_000_003  # sampling seeds of one prompt's answers are this far apart
+_ATTEMPTS = 5
+_BUSY = (429, 503)  # too many requests, and a replica that is being swapped or started
+_LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ def world_turn(words: str, media: Sequence[tuple[Modality, Media]]) -> tuple[Tur
     return (("user", (*files, words)),)
 
 
+def seed_of(*parts: int | str) -> int:
+    """A sampling seed of its own for these: evaluations with other seeds share none."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 2**31
+
+
 def pose_all(
     client: GatewayClient,
     questions: Sequence[Question],
@@ -70,7 +81,8 @@ def pose_all(
 ) -> list[list[Answered]]:
     """`samples` answers to each question, in the order of the questions, with the same seeds whoever answers.
 
-    Raises RequestFailed, naming the question, when one is not answered: a score over fewer would flatter.
+    A gateway that is busy (429, 503) is asked again a few times, after as long as its Retry-After says. Raises
+    RequestFailed, naming the question, when one is not answered: a score over fewer would flatter.
     """
 
     def pose(one: tuple[Question, int]) -> Answered:
@@ -78,21 +90,37 @@ def pose_all(
         options: dict[str, Any] = {
             "messages": [_message(role, parts) for role, parts in question.turns],
             "modalities": [str(modality) for modality in question.modalities] or None,
-            "seed": (question.seed + sample * _BETWEEN_SAMPLES) % 2**31,
+            "seed": seed_of(question.seed, sample) if sample else question.seed,
             "temperature": temperature,
             "model": version or None,
             "store": False,
         }
         try:
-            reply = client.chat([], **options)
+            reply = _patiently(lambda: client.chat([], **options))
+            files = tuple(
+                File(part.modality, part.mime_type, _patiently(functools.partial(client.fetch, part.url)))
+                for part in reply.media
+            )
         except RequestFailed as error:
             raise RequestFailed(error.status, f"{question.name}: {error}") from error
-        files = tuple(File(part.modality, part.mime_type, client.fetch(part.url)) for part in reply.media)
         return Answered(question, reply, files)
 
     asked = [(question, sample) for question in questions for sample in range(samples)]
     answers = at_once(pose, asked, CONCURRENCY, on_answer)
     return [answers[at : at + samples] for at in range(0, len(answers), samples)]
+
+
+def _patiently(request: Callable[[], Got]) -> Got:
+    """The result of a request that a busy gateway may refuse for a while."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return request()
+        except RequestFailed as error:
+            if error.status not in _BUSY:
+                raise
+            wait = 0.5 * 2**attempt if error.retry_after_s is None else error.retry_after_s
+            time.sleep(min(wait, _LONGEST_WAIT_S))
+    return request()
 
 
 def _message(role: str, parts: Sequence[Part]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`anyloop eval`: how good a version is, by subtask and dimension, in the paper's scores, and against another."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,7 +31,7 @@ def evaluate(
     split: Annotated[
         Literal["train", "gate", "heldout"], typer.Option(help="Which combinations of the reference world.")
     ] = "heldout",
-    seed: Annotated[int, typer.Option(help="Same seed, same prompts and sampling seeds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and sampling seeds.")] = 0,
     samples: Annotated[int, typer.Option(min=1, max=100, help="Answers to each prompt.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Of the answers (default: served).")] = None,
     amu: Annotated[int, typer.Option(min=0, help="Understanding items per category (AMU); 0: leave it out.")] = 0,
@@ -58,6 +60,8 @@ def evaluate(
     Prompts of the reference world are judged exactly, on pixels, samples, frames and words; your own by the critique
     model. Intervals are of 95 %. A version that is not in service is loaded beside it while it is asked.
     """
+    from anyloop.cli.eval.document import document
+    from anyloop.cli.eval.page import page
     from anyloop.cli.eval.tables import show, show_duel
     from anyloop.evaluation.critic import CriticError
 
@@ -70,6 +74,8 @@ def evaluate(
         if not name.startswith("policy-"):
             way = f"`anyloop checkpoints diff {version or 'A'} {against or 'B'} --evaluate` asks any two versions"
             raise CommandError(f"{name} is no policy version, and the gateway serves no others: {way}", ExitCode.USAGE)
+    if out is not None:
+        _check(out)
     try:
         measured = _measure(plan, own, (version, against) if against else (version,), url, key)
     except CriticError as error:
@@ -79,7 +85,7 @@ def evaluate(
     if theirs is not None and ours.versions == theirs.versions:
         raise _same(ours.name)
     duels = _duels(ours, theirs) if theirs is not None else {}
-    found = _write(plan, ours, theirs, duels, out)
+    found = document(plan, ours, theirs, duels)
     if as_json:
         print_json(found)
     else:
@@ -87,7 +93,9 @@ def evaluate(
             show(console, one)
         if theirs is not None:
             show_duel(console, ours, theirs, duels)
-    if out is not None:
+    if out is not None:  # after the figures are shown: a full disk costs the page, not the evaluation
+        _write(out / "eval.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        _write(out / "eval.html", page(plan, ours, theirs, duels))
         errors.print(
             f"wrote {out / 'eval.html'} and {out / 'eval.json'}", highlight=False, markup=False, soft_wrap=True
         )
@@ -191,22 +199,26 @@ def _duels(ours: "Measured", theirs: "Measured") -> Mapping[str, "Duel"]:
     return {"all prompts": of(every), **{group: of(chosen) for group, chosen in by_group.items()}}
 
 
-def _write(
-    plan: "Plan", ours: "Measured", theirs: "Measured | None", duels: Mapping[str, "Duel"], out: Path | None
-) -> dict[str, Any]:
-    from anyloop.cli.eval.document import document
+def _check(out: Path) -> None:
+    """Makes the folder and writes in it, before anything is asked. Raises CommandError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise CommandError(f"Cannot write {out}: {error.strerror}; choose another --out") from error
 
-    found = document(plan, ours, theirs, duels)
-    if out is not None:
-        from anyloop.cli.eval.page import page
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "eval.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-            (out / "eval.html").write_text(page(plan, ours, theirs, duels))
-        except OSError as error:
-            raise CommandError(f"Cannot write {out}: {error.strerror}; choose another --out") from error
-    return found
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: an older file stays until the new one is whole. Raises CommandError."""
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Half of a surrogate pair, which a model may say, is no UTF-8.
+        whole.write_text(text, encoding="utf-8", errors="replace")
+        whole.replace(path)
+    except OSError as error:
+        whole.unlink(missing_ok=True)
+        raise CommandError(f"Cannot write {path}: {error.strerror}; choose another --out") from error
 
 
 def _verdict(

@@ -5,7 +5,7 @@ from typing import Any
 
 from anyloop.cli.eval.plan import Measured, Plan
 from anyloop.evaluation.duel import Duel
-from anyloop.evaluation.generation import GenerationReport
+from anyloop.evaluation.generation import GenerationReport, most
 from anyloop.evaluation.intervals import CONFIDENCE
 from anyloop.evaluation.scores import overall
 from anyloop.evaluation.success import Count
@@ -77,6 +77,7 @@ def _generation(report: GenerationReport) -> dict[str, Any]:
     made = report.generation
     return {
         **report.amg.as_json(),
+        "most": most(),
         "selection": report.selection.as_json(),
         "following": dict(made.following),
         "synergy": {"-".join(pair): value for pair, value in made.synergy.items()},

@@ -6,7 +6,7 @@ import numpy as np
 
 from anyloop.cli.demo.asking import at_once
 from anyloop.cli.demo.evaluation import questions
-from anyloop.cli.eval.asking import CONCURRENCY, Answered, Question, pose_all, world_turn
+from anyloop.cli.eval.asking import CONCURRENCY, Answered, Question, pose_all, seed_of, world_turn
 from anyloop.cli.eval.own import agreement_of_parts, chosen_of
 from anyloop.cli.eval.plan import Measured, Plan, Shown
 from anyloop.cli.eval.prompt_file import OwnPrompt
@@ -122,7 +122,7 @@ class Measurement:
                 item.category,
                 world_turn(item.question, item.media),
                 (Modality.TEXT,),
-                (plan.seed + 7919 * n) % 2**31,
+                seed_of(plan.seed, "AMU", n),
             )
             for n, item in enumerate(asked)
         ]
@@ -143,9 +143,7 @@ class Measurement:
         plan = self._plan
         asked = open_prompts(plan.amg, plan.seed, plan.split)
         posed = [
-            Question(
-                f"AMG {one.kind} {n}", one.kind, world_turn(one.text, one.media), (), (plan.seed + 104729 * n) % 2**31
-            )
+            Question(f"AMG {one.kind} {n}", one.kind, world_turn(one.text, one.media), (), seed_of(plan.seed, "AMG", n))
             for n, one in enumerate(asked)
         ]
         answers = self._pose(posed)

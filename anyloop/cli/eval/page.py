@@ -10,6 +10,7 @@ from anyloop.cli.eval.plan import Measured, Plan, Shown
 from anyloop.cli.eval.tables import verdict
 from anyloop.cli.media_tags import media_tags
 from anyloop.evaluation.duel import Duel
+from anyloop.evaluation.generation import most
 from anyloop.evaluation.intervals import Estimate
 from anyloop.evaluation.scores import overall
 from anyloop.evaluation.success import Count
@@ -160,7 +161,8 @@ def _generation(both: Sequence[Measured]) -> str:
     )
     return (
         "<section><h2>Generation (AMG)</h2><p>Open prompts name no modalities; α is the share of votes for the set "
-        "that the model chose. A part that an answer lacks scores 0, and so does every synergy with it.</p>"
+        "that the model chose. A part that an answer lacks scores 0, and so does every synergy with it. "
+        f"With the world's votes AMG can reach {most():.2f}, not 30.</p>"
         f"<table><thead><tr><th>score</th>{_names(both)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<h3>What the model answered with</h3><table><thead><tr><th>kind of prompt</th>{_names(both)}</tr></thead>"
         f"<tbody>{kinds}</tbody></table></section>"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anyloop.cli.demo.asking import File
-from anyloop.cli.eval.asking import Question
+from anyloop.cli.eval.asking import Question, seed_of
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.evaluation.critic import Part, Turn
 from anyloop.media.store import modality_of
@@ -37,7 +37,7 @@ class OwnPrompt:
 def read_prompts(path: Path, seed: int) -> list[OwnPrompt]:
     """Raises CommandError with the line and what to do."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 within a string
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(
             f"Cannot read {path}: {getattr(error, 'strerror', None) or error}", ExitCode.USAGE
@@ -78,7 +78,7 @@ def _prompt(record: Any, number: int, path: Path, seed: int) -> OwnPrompt:
         turns = tuple(map(_turn, _objects(record["messages"], "messages")))
     modalities = tuple(_modality(name) for name in _strings(record.get("modalities", []), "modalities"))
     name, group = str(record.get("id", f"line {number}")), str(record.get("group", "prompts"))
-    question = Question(name, group, turns, modalities, (seed * 1_000_003 + number) % 2**31)
+    question = Question(name, group, turns, modalities, seed_of(seed, name))
     return OwnPrompt(question, _votes(record["votes"]) if "votes" in record else None)
 
 
@@ -105,7 +105,8 @@ def _part(part: dict[str, Any]) -> Part:
     head, comma, data = url.partition(",")
     if not head.startswith("data:") or not head.endswith(";base64") or not comma:
         raise ValueError(f"the URL of a {kind} part is a base64 data: URL; name a file by 'image', 'audio' or 'video'")
-    mime_type = head.removeprefix("data:").removesuffix(";base64")
+    # The bare type: nothing reads parameters, and whatever stood in them would travel on.
+    mime_type = head.removeprefix("data:").split(";")[0].strip().lower()
     try:
         return File(modality_of(mime_type), mime_type, base64.b64decode(data, validate=True))
     except binascii.Error as error:

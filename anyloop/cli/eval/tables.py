@@ -8,6 +8,7 @@ from rich.table import Table
 
 from anyloop.cli.eval.plan import Measured
 from anyloop.evaluation.duel import Duel
+from anyloop.evaluation.generation import most
 from anyloop.evaluation.intervals import Estimate
 from anyloop.evaluation.scores import overall
 from anyloop.evaluation.success import Count
@@ -76,7 +77,7 @@ def _show_scores(console: Console, one: Measured) -> None:
         console.print(table)
     if one.generation is not None:
         made = one.generation.generation
-        table = Table("AMG (0-30)", "score", "", box=None, padding=_PAD)
+        table = Table(f"AMG (of {most():.2f} that the votes allow)", "score", "", box=None, padding=_PAD)
         table.add_row("selection α", f"{made.selection:.3f}", between(one.generation.selection, ".3f"))
         for slot, value in made.following.items():
             there, wanted = one.generation.present[slot]

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_terminal_gets_the_table_with_the_mean(evaluate: Evaluate) -> None:
     assert "policy-000000" in result.stdout
     lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
     assert lines["T2V"] == ["2", "2", "100%", "[34%,", "100%]"]
-    assert lines["mean"] == ["100.0%", "[100.0%,", "100.0%]"]
+    assert lines["mean"] == ["100.0%"], "two prompts a subtask tell next to nothing of how prompts differ"
     assert lines["loudness"][:3] == ["4", "4", "100%"]
 
 
@@ -47,8 +48,11 @@ def test_amu_and_amg_are_asked_when_wanted(evaluate: Evaluate, gateway: WorldGat
     assert found["amg"]["following"]["audio"] == 0.0, "words alone: what was not emitted scores nothing"
     assert found["amg"]["present"]["audio"] == {"answers": 0, "wanted": 8}
     assert found["amg"]["choices"]["T2I"] == {"text": 4}
+    assert found["amg"]["most"] == pytest.approx(20.67, abs=0.005)
     assert found["overall"] == (found["amu"]["value"] + found["amg"]["value"]) / 2
-    assert "Overall, (AMU + AMG) / 2" in evaluate("--prompts", 1, "--amu", 2, "--amg", 2).stdout
+    shown = evaluate("--prompts", 1, "--amu", 2, "--amg", 2).stdout
+    assert "Overall, (AMU + AMG) / 2" in shown
+    assert "AMG (of 20.67 that the votes allow)" in shown
 
 
 def test_one_version_against_another_on_the_same_prompts(evaluate: Evaluate, gateway: WorldGateway) -> None:
@@ -149,6 +153,7 @@ def test_a_critic_that_does_not_answer_is_told(
     ("arguments", "said"),
     [
         (["--prompts", "0"], "give 1 to 10000 prompts"),
+        (["--seed", "-1"], "--seed"),
         (["--prompts", "-3"], "give 1 to 10000 prompts"),
         (["--prompts", "none.jsonl"], "Cannot read none.jsonl"),
         (["--prompts", "none.jsonl", "--judge", "world"], "judges only its own prompts"),
@@ -156,7 +161,7 @@ def test_a_critic_that_does_not_answer_is_told(
         (["--version", "policy-000001", "--against", "policy-000001"], "against itself shows nothing"),
         (["--against", "lab-000001"], "`anyloop checkpoints diff A lab-000001 --evaluate` asks any two versions"),
     ],
-    ids=["none", "negative", "no-file", "world-on-own", "no-opponent", "itself", "replay"],
+    ids=["none", "seed", "negative", "no-file", "world-on-own", "no-opponent", "itself", "replay"],
 )
 def test_wrong_use_is_told_before_anything_is_asked(
     evaluate: Evaluate, gateway: WorldGateway, arguments: list[str], said: str
@@ -180,8 +185,40 @@ def test_out_holds_the_document_and_the_page(evaluate: Evaluate, tmp_path: Path)
     assert (tmp_path / "new" / "out" / "eval.html").read_text().startswith("<!doctype html>")
 
 
-def test_a_folder_that_cannot_be_written_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(
+    evaluate: Evaluate, gateway: WorldGateway, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     result = evaluate("--prompts", 1, "--out", tmp_path / "file")
     assert result.exit_code == ExitCode.FAILED
     assert "choose another --out" in result.stderr
+    assert gateway.bodies == []
+
+
+def test_what_was_measured_is_shown_even_when_it_cannot_be_written(
+    evaluate: Evaluate, gateway: WorldGateway, tmp_path: Path
+) -> None:
+    (tmp_path / "eval.html").mkdir()  # which no file replaces
+    result = evaluate("--prompts", 1, "--json", "--out", tmp_path)
+    assert result.exit_code == ExitCode.FAILED
+    assert json.loads(result.stdout)["mean"] == 1.0
+    assert f"Cannot write {tmp_path / 'eval.html'}" in result.stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["eval.html", "eval.json"], "and nothing half written"
+
+
+def test_files_are_utf_8_whatever_the_terminal_speaks(
+    evaluate: Evaluate, gateway: WorldGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.other = "ein Dreieck, größer \ud83d"  # half of a surrogate pair at the end
+    given: list[object] = []
+    write_text = Path.write_text
+
+    def watched(self: Path, *arguments: Any, **options: Any) -> int:
+        given.append(options.get("encoding"))
+        return write_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", watched)
+    result = evaluate("--prompts", 1, "--amu", 1, "--json", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert given == ["utf-8", "utf-8"]
+    assert "größer ?" in (tmp_path / "eval.html").read_text(encoding="utf-8")

@@ -4,8 +4,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+from anyloop.cli.demo.asking import File
 from anyloop.cli.eval.bars import bars
+from anyloop.cli.media_tags import media_tag
 from anyloop.evaluation.intervals import UNMEASURED, Estimate
+from anyloop.modality import Modality
 from anyloop.world import SUBTASKS
 from tests.cli.eval.conftest import Evaluate
 from tests.cli.eval.gateway import WorldGateway
@@ -67,6 +70,14 @@ def test_words_of_a_model_are_no_markup(evaluate: Evaluate, gateway: WorldGatewa
     assert "<b>Hello" not in text
     assert "&lt;script&gt;" in text
     assert "It should be red." in text, "what the critic said stands beside the answer"
+
+
+def test_a_media_type_is_no_markup() -> None:
+    for modality in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO):
+        page = Balanced()
+        page.feed(media_tag(File(modality, 'image/png"><script>alert(1)</script>', b"x")))
+        ((_, attributes),) = page.tags
+        assert str(attributes["src"]).startswith('data:image/png"><script>')
 
 
 def test_bars_are_as_long_as_their_values_and_whiskers_as_their_intervals() -> None:

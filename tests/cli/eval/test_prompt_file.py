@@ -69,6 +69,18 @@ def test_sampling_seeds_follow_the_seed_and_the_line(tmp_path: Path) -> None:
     assert len({*seeds[0], *seeds[2]}) == 4
 
 
+def test_a_line_separator_of_unicode_is_no_end_of_a_line(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three"
+    assert read(tmp_path, json.dumps({"prompt": text}, ensure_ascii=False))[0].question.words == text
+
+
+def test_of_a_media_type_only_the_bare_type_is_kept(tmp_path: Path) -> None:
+    url = f'data:IMAGE/png;a="><script>;base64,{base64.b64encode(PNG).decode()}'
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    (one,) = read(tmp_path, {"messages": [{"role": "user", "content": content}]})
+    assert one.question.files == (File(Modality.IMAGE, "image/png", PNG),)
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
