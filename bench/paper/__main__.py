@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", nargs="?", choices=("run", "plan", "report"), default="run")
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, annotations, rounds and held-out prompts")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer seeds, methods, shares of the binary feedback and held-out prompts"
+    )
     parser.add_argument("--jobs", type=_positive, default=2, help="cells at a time, each on one thread")
     parser.add_argument("--seeds", help="comma-separated, in place of the plan's")
     parser.add_argument(

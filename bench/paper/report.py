@@ -27,7 +27,8 @@ def write(document: Document, page: Path, images: Path) -> None:
 
 
 def markdown(document: Document, plots: Mapping[str, str]) -> str:
-    sections = (_head, _verdicts, _main, _ratios, _ablation, _rounds, _costs, _peers, _how, _settings, _again)
+    shown = (_head, _verdicts, _main, _ratios, _ablation, _informative, _rounds, _costs)
+    sections = (*shown, _peers, _how, _settings, _again)
     return "\n".join(line for section in sections for line in section(document, plots)).rstrip() + "\n"
 
 
@@ -45,13 +46,23 @@ def _head(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     )
     yield ""
     if plan["name"] != "full":
-        yield f"**This is a {plan['name']} run**: fewer seeds, annotations and prompts than the full one has."
+        yield (
+            f"**This is a {plan['name']} run**: fewer seeds, methods, shares of the binary feedback and held-out "
+            "prompts than the full one has; annotations, logged prompts and rounds are the same."
+        )
         yield ""
     if document["missing"]:
         names = ", ".join(f"`{name}`" for name in document["missing"][:8])
         more = " and others" if len(document["missing"]) > 8 else ""
         absent = f"{len(document['missing'])} of {_cells(document)}"
         yield f"**Not complete**: {absent} cells have no result ({names}{more})."
+        yield ""
+    if len(document["commits"]) > 1:
+        yield (
+            f"**Cells of {len(document['commits'])} commits stand side by side here** "
+            f"({', '.join(document['commits'])}): a difference between two methods may be one between two programs. "
+            "`paper.json` has each cell's commit; delete the older cells and run again for figures of one program."
+        )
         yield ""
     for name, why in document["failed"].items():
         yield f"- `{name}` failed: {why}"
@@ -114,7 +125,7 @@ def _ratios(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     yield "## How many times the binary gain"
     yield ""
     yield table(
-        ["", "language gain", "binary gain", "ratio", "ratio of each seed", "language − 3 × binary"],
+        ["", "language gain", "binary gain", "ratio", "ratio of each seed", "language − 3 × max(binary, 0)"],
         (
             [
                 f"{' and '.join(row['language'])} over {' and '.join(row['binary'])}",
@@ -139,12 +150,13 @@ def _ablation(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     yield "Gain over the base, points:"
     yield ""
     yield table(
-        ["method", "share", "annotations", *columns],
+        ["method", "share", "annotations", "that tell", *columns],
         (
             [
                 row["method"],
                 f"{row['share']:.0%}",
                 str(row["annotations"]),
+                "" if row.get("tell") is None else f"{row['tell']:.0f}",
                 *(gain(row["gain"][one]) for one in columns),
             ]
             for row in document["ablation"]
@@ -158,6 +170,35 @@ def _ablation(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
             ["method", "share", *columns],
             ([row["method"], f"{row['share']:.0%}", *_gains(row["over_all_binary"], columns)] for row in over),
         )
+
+
+def _informative(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
+    rows = document.get("informative", ())
+    if not rows:
+        return
+    yield "### At as many annotations that tell something"
+    yield ""
+    yield (
+        f"A preference between two answers with as many faults tells nothing: {rows[0]['tell']:.0%} of the preferences "
+        "tell, every critique does. So the same number of annotations is not the same amount of information; here "
+        "language feedback stands beside as many binary annotations as it takes for at least as many to tell."
+    )
+    yield ""
+    yield table(
+        ["", "annotations", "binary annotations", "of which tell", "language gain", "binary gain", "difference"],
+        (
+            [
+                f"{row['language']} over {row['binary']}",
+                str(row["annotations"]),
+                str(row["binary_annotations"]) + ("" if row["enough"] else " (too few, and the most there are)"),
+                f"{row['binary_informative']:.0f}",
+                points(row["language_gain"]),
+                points(row["binary_gain"]),
+                points(row["over"]),
+            ]
+            for row in rows
+        ),
+    )
 
 
 def _rounds(document: Document, plots: Mapping[str, str]) -> Iterator[str]:

@@ -1,15 +1,16 @@
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from anyloop.world import SUBTASKS
+from bench.paper.__main__ import _parser
 from bench.paper.document import document
 from bench.paper.peers import PANELS
-from bench.paper.plan import Cell, Plan
+from bench.paper.plan import QUICK, Cell, Plan
 from bench.paper.plots import draw
 from bench.paper.report import markdown, verdict, write
 from bench.paper.show import show
@@ -54,6 +55,38 @@ def test_every_method_and_subtask_stands_on_the_page_with_its_interval() -> None
     assert "commit c0ffee" in page
     assert "Student's t over the seeds" in page
     assert "Not complete" not in page
+
+
+def test_what_a_quick_run_is_short_of_is_what_the_page_says() -> None:
+    full, quick = asdict(Plan()), asdict(QUICK)
+    short = {name for name in full if full[name] != quick[name]} - {"name"}
+    assert short == {"seeds", "methods", "binary_shares", "evaluate"}
+    words = "fewer seeds, methods, shares of the binary feedback and held-out prompts"
+    assert f"**This is a quick run**: {words} than" in markdown(made(replace(PLAN, name="quick")), {})
+    assert words in _parser().format_help().replace("\n" + " " * 24, " ")
+
+
+def test_cells_of_several_commits_are_warned_of() -> None:
+    cells, records = experiment(PLAN, rates)
+    (one,) = (cell for cell in cells if cell.id == "dpo.n400.s1")
+    records[one] = {**records[one], "commit": "0ff1ce"}
+    page = markdown(document(PLAN, cells, records, {}), {})
+    assert "**Cells of 2 commits stand side by side here** (0ff1ce, c0ffee)" in page
+    assert page.index("Cells of 2 commits") < page.index("## The targets")
+    assert "stand side by side" not in markdown(made(), {})
+
+
+def test_annotations_that_tell_stand_beside_their_number() -> None:
+    cells, records = experiment(PLAN, rates)
+    for cell in cells:
+        if cell.kind == "answers":
+            records[cell] = {**records[cell], "metrics": {"preferences_that_tell": 0.5}}
+    page = markdown(document(PLAN, cells, records, {}), {})
+    assert "| dpo | 25% | 100 | 50 |" in page
+    assert "| llf-dpo | 25% | 100 | 100 |" in page
+    assert "50% of the preferences tell" in page
+    assert "| llf-dpo over dpo | 400 | 400 (too few, and the most there are) | 200 | +20.0 [" in page
+    assert "At as many annotations" not in markdown(made(), {})
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_header() -> None:

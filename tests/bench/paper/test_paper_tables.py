@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from anyloop.world import SUBTASKS
-from bench.paper.plan import Cell, Plan
+from bench.paper.plan import Cell, Graph, Plan
 from bench.paper.results import GENERATION, UNDERSTANDING, Incomparable
+from bench.paper.store import Record
 from bench.paper.tables import tables
 from tests.bench.paper.experiment import experiment, rates
 
@@ -43,15 +44,25 @@ def test_groups_are_means_of_their_subtasks() -> None:
     assert gain["understanding"]["mean"] == 0.0
 
 
-def test_the_ratio_is_that_of_the_mean_gains_for_each_optimiser_and_for_both() -> None:
+def test_the_ratio_is_that_of_the_mean_gains_for_each_optimiser() -> None:
     def uneven(cell: Cell, subtask: str) -> float:
         return 0.6 if cell.kind == "ppo" else rates(cell, subtask)
 
     found = tables(PLAN, *experiment(PLAN, uneven))["ratios"]
-    assert [row["language"] for row in found] == [["llf-dpo"], ["llf-ppo"], ["llf-dpo", "llf-ppo"]]
-    assert found[2]["binary"] == ["dpo", "ppo"]
-    assert [row["ratio"]["mean"] for row in found] == pytest.approx([4.0, 2.0, 0.2 / 0.075])
-    assert [row["beyond"]["mean"] for row in found] == pytest.approx([0.05, -0.1, 0.2 - 3 * 0.075])
+    assert [row["language"] for row in found] == [["llf-dpo"], ["llf-ppo"]]
+    assert [row["binary"] for row in found] == [["dpo"], ["ppo"]]
+    assert [row["ratio"]["mean"] for row in found] == pytest.approx([4.0, 2.0])
+    assert [row["beyond"]["mean"] for row in found] == pytest.approx([0.05, -0.1])
+    assert [row["beyond_moonshot"]["mean"] for row in found] == pytest.approx([0.2 - 5.83 * 0.05, 0.2 - 5.83 * 0.1])
+
+
+def test_a_binary_gain_below_nothing_counts_as_nothing() -> None:
+    def harmful(cell: Cell, subtask: str) -> float:
+        return 0.3 if cell.kind == "dpo" else rates(cell, subtask)
+
+    row = tables(PLAN, *experiment(PLAN, harmful))["ratios"][0]
+    assert row["beyond"]["mean"] == pytest.approx(0.2)  # and not 0.2 + 3 * 0.2
+    assert row["beyond"]["high"] == row["language_gain"]["high"]
 
 
 def test_where_binary_feedback_gains_nothing_there_is_no_ratio() -> None:
@@ -70,6 +81,34 @@ def test_the_ablation_goes_by_number_of_annotations_and_compares_with_all_of_the
     assert found[0]["gain"]["mean"]["mean"] == pytest.approx(0.1)
     assert found[0]["over_all_binary"]["T2I"]["mean"] == pytest.approx(0.05)
     assert "over_all_binary" not in found[4]
+
+
+def told(plan: Plan, share: float) -> tuple[Graph, dict[Cell, Record]]:
+    """The experiment whose answers' cells say which share of the preferences tells something, more or less by seed."""
+    cells, records = experiment(plan, rates)
+    for cell in cells:
+        if cell.kind == "answers":
+            tells = share + {0: -0.05, 1: 0.05}.get(cell.seed, 0.0) if cell.round == 1 else 0.9
+            records[cell] = {**records[cell], "metrics": {"preferences_that_tell": tells}}
+    return cells, records
+
+
+def test_the_share_of_annotations_that_tell_stands_beside_their_number() -> None:
+    found = tables(PLAN, *told(PLAN, 0.5))["ablation"]
+    assert [row["tell"] for row in found] == pytest.approx([100, 200, 300, 400, 50, 100, 150, 200])
+    assert [row["tell"] for row in tables(PLAN, *experiment(PLAN, rates))["ablation"]][4:] == [None] * 4
+
+
+def test_language_stands_beside_binary_at_as_many_annotations_that_tell() -> None:
+    plan = replace(PLAN, binary_shares=(0.5, 1.0, 2.0, 4.0), prompts=1600)
+    (row,) = tables(plan, *told(plan, 0.5))["informative"]
+    assert (row["annotations"], row["binary_annotations"], row["enough"]) == (400, 800, True)
+    assert row["binary_informative"] == pytest.approx(400)
+    assert row["over"]["mean"] == pytest.approx(0.15)
+    assert row["seeds"] == [0, 1, 2]
+    (short,) = tables(PLAN, *told(PLAN, 0.5))["informative"]
+    assert (short["binary_annotations"], short["enough"]) == (400, False)
+    assert tables(PLAN, *experiment(PLAN, rates))["informative"] == []
 
 
 def test_rounds_have_the_gain_over_the_base_and_over_the_round_before() -> None:
@@ -106,8 +145,8 @@ def test_seeds_that_one_of_two_methods_lacks_are_left_out_of_their_ratio() -> No
     cells, records = experiment(PLAN, rates)
     records = {cell: one for cell, one in records.items() if cell.id != "ppo.n400.s2"}
     found = tables(PLAN, cells, records)["ratios"]
-    assert [row["seeds"] for row in found] == [[0, 1, 2], [0, 1], [0, 1]]
-    assert len(found[2]["language_gain"]["seeds"]) == 2
+    assert [row["seeds"] for row in found] == [[0, 1, 2], [0, 1]]
+    assert len(found[1]["language_gain"]["seeds"]) == 2
 
 
 def test_answers_to_other_prompts_are_never_compared() -> None:
