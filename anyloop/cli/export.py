@@ -1,11 +1,8 @@
 """`anyloop export`: what the log has joined, as training sets for TRL and `datasets`."""
 
-import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -64,6 +61,7 @@ def export(
 
     Who said it is not exported. Rows with media come as sets of their own, with content parts and columns of media.
     """
+    from anyloop.cli.export_place import check_place, replacing
     from anyloop.datasets.export import writer
 
     one = _SUFFIXES.get(to.suffix.lower())
@@ -74,12 +72,12 @@ def export(
     if one and media == "copy":
         raise CommandError("--media copy needs a folder to copy into: name one with --to", ExitCode.USAGE)
     kind: Literal["jsonl", "parquet"] = "parquet" if "parquet" in (one, None if one else files) else "jsonl"
-    _check_place(to, is_file=bool(one), overwrite=overwrite)
+    check_place(to, is_file=bool(one), overwrite=overwrite)
     if kind == "parquet":
         _need_pyarrow()
     settings = Settings()
     examples = _examples(settings, begin or [], until or [])
-    with _replacing(to, is_file=bool(one)) as place:
+    with replacing(to, is_file=bool(one)) as place:
         rows, left_out = _write(settings, examples, place, kind, media, chosen if one else "")
         if one and chosen not in rows:
             others = ", ".join(f"{count} in {name}" for name, count in rows.items())
@@ -114,10 +112,13 @@ def _examples(settings: Settings, begin: list[str], until: list[str]) -> "Exampl
             ends = log.end_offsets(FEEDBACK)
             start = selection.offsets_at(log, FEEDBACK, first, dict.fromkeys(ends, 0))
             stop = selection.offsets_at(log, FEEDBACK, last, ends) if last is not None else ends
-            joined, waiting = join(*_events(log, start, stop, lambda: bars.advance(bar)))
+            feedback, responses, broken = _events(log, start, stop, lambda: bars.advance(bar))
+            joined, waiting = join(feedback, responses)
         except UnknownTopic as error:
             raise CommandError(f"{error}: nothing was ever logged here", ExitCode.NOT_FOUND) from error
     examples = form(joined)
+    if broken:
+        examples.left_out["an event that cannot be read"] = broken
     if waiting:
         examples.left_out["the response is not in the log"] = len(waiting)
     return examples
@@ -125,19 +126,22 @@ def _examples(settings: Settings, begin: list[str], until: list[str]) -> "Exampl
 
 def _events(
     log: "EventLog", start: dict[int, int], stop: dict[int, int], step: Callable[[], None]
-) -> "tuple[list[events_pb2.FeedbackEvent], list[events_pb2.ResponseEvent]]":
-    """The feedback of the range, and the responses that it speaks of, wherever they stand."""
+) -> "tuple[list[events_pb2.FeedbackEvent], list[events_pb2.ResponseEvent], int]":
+    """The feedback of the range, the responses that it speaks of, wherever they stand, and how many events of the range
+    or among the responses cannot be read."""
     from anyloop.cli.replay.selection import records_between
     from anyloop.log import FEEDBACK, RESPONSES, PoisonEvent
     from protos.anyloop.v1 import events_pb2
 
     feedback: list[events_pb2.FeedbackEvent] = []
     responses: list[events_pb2.ResponseEvent] = []
+    broken = 0
     for record in records_between(log, FEEDBACK, start, stop):
         step()
         try:
             message = record.event.unwrap()
         except PoisonEvent:
+            broken += 1
             continue
         if isinstance(message, events_pb2.FeedbackEvent):
             feedback.append(message)
@@ -148,12 +152,13 @@ def _events(
         try:
             message = record.event.unwrap()
         except PoisonEvent:
+            broken += 1
             continue
         if isinstance(message, events_pb2.ResponseEvent) and (
             message.response_id in names or message.conversation_id in talks
         ):
             responses.append(message)
-    return feedback, responses
+    return feedback, responses, broken
 
 
 def _write(
@@ -202,40 +207,6 @@ def _rows(examples: "Examples", places: "MediaPlaces") -> "Iterator[tuple[str, C
         yield form.critique_set(critique), partial(form.critique_row, critique, places)
     for label in examples.labels:
         yield form.label_set(label), partial(form.label_row, label, places)
-
-
-def _check_place(to: Path, *, is_file: bool, overwrite: bool) -> None:
-    """Nothing but an earlier export is ever replaced. Raises CommandError."""
-    from anyloop.datasets.export.writer import MARK
-
-    if not to.exists() or (to.is_dir() and not is_file and not any(to.iterdir())):
-        return
-    if to.is_dir() == is_file:
-        raise CommandError(f"{to} is a {'folder' if is_file else 'file'}: choose another name", ExitCode.REFUSED)
-    if not overwrite:
-        raise CommandError(f"{to} is there already: choose another place, or --overwrite", ExitCode.REFUSED)
-    card = to / "README.md"
-    if to.is_dir() and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
-        raise CommandError(f"{to} holds other things than an export: choose another place", ExitCode.REFUSED)
-
-
-@contextmanager
-def _replacing(to: Path, *, is_file: bool) -> Iterator[Path]:
-    """A place beside the target that takes its place when all is written: nobody ever reads half an export."""
-    to = to.absolute()
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}")
-    if not is_file:
-        temporary.mkdir()
-    try:
-        yield temporary
-        if to.is_dir():
-            shutil.rmtree(to)
-        os.replace(temporary, to)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 def _need_pyarrow() -> None:

@@ -1,6 +1,7 @@
 """`anyloop import`: published preference data as events of the log, to learn from like anybody's feedback."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -76,6 +77,8 @@ def align_anything(
 
     if not _NAME.fullmatch(name):
         raise CommandError(f"--name {name}: use up to 64 letters, digits, dots, dashes, underscores", ExitCode.USAGE)
+    if report_file is not None:
+        _check_report(report_file)
     settings = Settings()
     place = settings.home.absolute() / "imports" / name
     try:
@@ -97,7 +100,10 @@ def align_anything(
         raise CommandError(f"{error}: set ANYLOOP_MODEL_DIR to a whole model directory") from error
     document = {"dry_run": dry_run, "name": name, "records_file": _records_file(place), **report.to_dict()}
     if report_file is not None:
-        report_file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            report_file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"the data are in, and --report {report_file} cannot be written: {error}") from error
     if as_json:
         print_json(document)
     else:
@@ -121,6 +127,7 @@ def _run(
     from anyloop.datasets.align_anything.importer import Importer, counted
     from anyloop.datasets.media_values import MediaReader
     from anyloop.datasets.progress import Progress as ImportProgress
+    from anyloop.datasets.report import writable
     from anyloop.datasets.sources import RecordFile
     from anyloop.datasets.tokens import ContentEncoder
     from anyloop.media.limits import MediaLimits
@@ -168,8 +175,9 @@ def _run(
         )
         _know(importer, log, dry_run, lambda: bars.advance(looking))
         bars.remove_task(looking)
-        progress = ImportProgress(place, source, resume=not dry_run)
-        progress.report.unread = dict(found.unread)
+        stamps = {file.name: file.stamp() for file in files}
+        progress = ImportProgress(place, source, resume=not dry_run, stamps=stamps, known=importer.known)
+        progress.report.unread = {writable(suffix): count for suffix, count in found.unread.items()}
         if progress.resumed and not as_json:
             errors.print("Going on with an import that was interrupted.", highlight=False)
         bars.update(reading, completed=sum(progress.positions.values()))
@@ -197,6 +205,13 @@ def _know(importer: "Importer", log: "EventLog", dry_run: bool, step: Any) -> No
     except UnknownTopic as error:
         if not dry_run:
             raise CommandError(f"{error}: make the topics with `anyloop topics apply`", ExitCode.NOT_FOUND) from error
+
+
+def _check_report(path: Path) -> None:
+    """Before hours of importing, not after them. Raises CommandError."""
+    target = path if path.exists() else path.absolute().parent
+    if path.is_dir() or not target.exists() or not os.access(target, os.W_OK):
+        raise CommandError(f"--report {path} cannot be written: name a file in a folder of yours", ExitCode.USAGE)
 
 
 def _records_file(place: Path) -> str:

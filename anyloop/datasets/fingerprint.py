@@ -34,7 +34,7 @@ def _add(digest: Any, value: Any) -> None:
             digest.update(b"]")
     elif isinstance(value, bytes):
         _put(digest, b"b", value)
-    elif isinstance(value, int | float) and math.isfinite(value) and value == int(value):
+    elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value)):
         _put(digest, b"n", str(int(value)).encode())
     else:
         _put(digest, b"s", str(value).encode("utf-8", "surrogatepass"))
@@ -50,5 +50,8 @@ def _numbers(value: Any) -> bytes | None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return value.astype("<f8").tobytes()
     if isinstance(value, list) and value and all(type(one) in (int, float) for one in value):
-        return np.asarray(value, dtype="<f8").tobytes()
+        try:
+            return np.asarray(value, dtype="<f8").tobytes()
+        except OverflowError:  # an integer beyond any float
+            return None
     return None

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,26 @@ class ImportRunning(RuntimeError):
 
 
 class Progress:
-    """In `folder`: progress.json, and records.jsonl with a line for every record that was not understood whole."""
+    """In `folder`: progress.json, and records.jsonl with a line for every record that was not understood whole.
 
-    def __init__(self, folder: Path, source: Mapping[str, Any], *, resume: bool = True) -> None:
-        """`source` says what is imported how; an unfinished import of exactly that is gone on with."""
-        self._folder, self._source = folder, dict(source)
+    `events` is how many imported events the log held at the last `save`, and `witness` the id of the newest of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        stamps: Mapping[str, str] | None = None,
+        known: Set[str] = frozenset(),
+    ) -> None:
+        """`source` says what is imported how; an unfinished import of exactly that is gone on with, where `stamps`
+        (of the files, by name) are what they were and `known`, the ids of imported events in the log, shows that it
+        is the log of then: a position in another file, or of another log, would skip records."""
+        self._folder, self._source, self._stamps = folder, dict(source), dict(stamps or {})
+        self._known = known
+        self.events, self.witness = 0, ""
         self.positions: dict[str, int] = {}
         self.report = Report()
         self.begun_ms = time.time_ns() // 1_000_000
@@ -56,12 +71,15 @@ class Progress:
             "done": done,
             "begun_ms": self.begun_ms,
             "positions": self.positions,
+            "stamps": {name: self._stamps.get(name, "") for name in self.positions},
+            "events": self.events,
+            "witness": self.witness,
             "records_bytes": self._written,
             "report": self.report.to_dict(),
         }
         temporary = self._folder / ".progress.json"
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file, ensure_ascii=False, indent=1)
+            json.dump(document, file, indent=1)  # in ASCII: names of files may be no UTF-8
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._folder / "progress.json")
@@ -73,11 +91,17 @@ class Progress:
                 return False
             report = Report.from_dict(held["report"])
             positions, begun, written = dict(held["positions"]), int(held["begun_ms"]), int(held["records_bytes"])
+            events, witness = int(held["events"]), str(held["witness"])
+            if held["stamps"] != {name: self._stamps.get(name, "") for name in positions}:
+                return False
+            if len(self._known) < events or (events and witness not in self._known):
+                return False
         except (OSError, ValueError, KeyError, TypeError):
             return False  # none yet, or not one of ours: the log knows what is imported
         if not self.records_file.exists() or self.records_file.stat().st_size < written:
             return False
         self.positions, self.report, self.begun_ms, self._written = positions, report, begun, written
+        self.events, self.witness = events, witness
         return True
 
 

@@ -19,7 +19,7 @@ class Tally:
     def add(self, where: str, example: str) -> None:
         self.count += 1
         if self.count == 1:
-            self.where, self.example = where, example[:_EXAMPLE_CHARACTERS]
+            self.where, self.example = writable(where), writable(example[:_EXAMPLE_CHARACTERS])
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Subtask:
     unknown_keys: dict[str, Tally] = field(default_factory=dict)
 
     def problem(self, kind: str, where: str, detail: str) -> None:
-        self.problems.setdefault(kind, Tally()).add(where, detail)
+        self.problems.setdefault(writable(kind), Tally()).add(where, detail)
 
     def unknown_key(self, key: str, where: str, value: Any) -> None:
-        self.unknown_keys.setdefault(key, Tally()).add(where, _shown(value))
+        self.unknown_keys.setdefault(writable(key), Tally()).add(where, _shown(value))
 
 
 @dataclass
@@ -78,10 +78,15 @@ class Report:
         return cls(subtasks, dict(held["events"]), dict(held["files"]), dict(held["unread"]))
 
 
+def writable(text: str) -> str:
+    """Without halves of surrogate pairs: JSON and names of files may hold them, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     try:
         return json.dumps(value, ensure_ascii=False)
-    except TypeError:
+    except (TypeError, ValueError, RecursionError):
         return f"a {type(value).__name__}"

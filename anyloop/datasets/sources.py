@@ -7,10 +7,10 @@ decoder nor the `datasets` package has to be installed.
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _EXPECTED = {  # files that are no records and need no word: media that records name, and papers about the data
@@ -39,6 +39,20 @@ class RecordFile(ABC):
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
+
+    def stamp(self) -> str:
+        """Other when the file is another one, as far as its size and time tell."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def _bytes(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise SourceError(f"{self.name} cannot be opened ({error.strerror}): let this user read it") from error
 
     @abstractmethod
     def count(self) -> int:
@@ -99,12 +113,12 @@ def _saved_files(state: Path) -> set[str]:
 
 class JsonLines(RecordFile):
     def count(self) -> int:
-        with self.path.open("rb") as file:
+        with self._bytes() as file:
             return sum(1 for line in file if line.strip())
 
     def rows(self, begin: int = 0) -> Iterator[Row]:
         index = 0
-        with self.path.open("rb") as file:
+        with self._bytes() as file:
             for line in file:
                 if not line.strip():
                     continue
@@ -124,8 +138,12 @@ class JsonFile(RecordFile):
             yield row if isinstance(row, dict) else Unreadable("not an object with keys")
 
     def _all(self) -> list[Any]:
+        with self._bytes() as file:
+            content = file.read()
         try:
-            held = json.loads(self.path.read_bytes())
+            held = json.loads(content)
+        except RecursionError as error:
+            raise SourceError(f"{self.name} is nested too deeply to be read") from error
         except ValueError as error:
             lines = JsonLines(self.path, self.name)
             if next((isinstance(row, dict) for row in lines.rows()), False):
@@ -144,21 +162,28 @@ class ParquetFile(RecordFile):
 
     def rows(self, begin: int = 0) -> Iterator[Row]:
         opened = self._open()
-        at = 0
-        for group in range(opened.num_row_groups):
-            size = opened.metadata.row_group(group).num_rows
-            if at + size > begin:
-                for batch in opened.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
-                    yield from _of_batch(batch, max(0, begin - at))
-                    at += batch.num_rows
-            else:
-                at += size
+        sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+        first, at = 0, 0
+        while first < len(sizes) and at + sizes[first] <= begin:
+            at += sizes[first]
+            first += 1
+        for batch in self._batches(opened, range(first, len(sizes))):
+            yield from _of_batch(batch, max(0, begin - at))
+            at += batch.num_rows
+
+    def _batches(self, opened: Any, groups: Iterable[int]) -> Iterator[Any]:
+        arrow = _arrow()
+        try:
+            for group in groups:
+                yield from opened.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group])
+        except (OSError, ValueError, arrow.ArrowException) as error:
+            raise SourceError(f"{self.name} is damaged ({error}): fetch it again") from error
 
     def _open(self) -> Any:
         parquet = _arrow("parquet")
         try:
             return parquet.ParquetFile(self.path)
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        except (OSError, ValueError, _arrow().ArrowException) as error:
             raise SourceError(f"{self.name} is not a whole Parquet file ({error}): fetch it again") from error
 
 
@@ -184,7 +209,7 @@ class ArrowFile(RecordFile):
                     file.seek(0)
                     opened = ipc.open_file(file)
                     yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, arrow.ArrowException) as error:
             raise SourceError(f"{self.name} is not a whole Arrow file ({error}): save it again") from error
 
 
@@ -202,13 +227,19 @@ def _parsed(line: bytes) -> Row:
         row = json.loads(line)
     except ValueError as error:
         return Unreadable(f"not JSON: {error}")
+    except RecursionError:
+        return Unreadable("nested too deeply")
     return row if isinstance(row, dict) else Unreadable("not an object with keys")
 
 
 def _of_batch(batch: Any, begin: int) -> Iterator[Row]:
     names = batch.schema.names
     for index in range(begin, batch.num_rows):
-        yield {name: _python(batch.column(at)[index]) for at, name in enumerate(names)}
+        try:
+            row: Row = {name: _python(batch.column(at)[index]) for at, name in enumerate(names)}
+        except (ValueError, OverflowError, _arrow().ArrowException) as error:  # text that is not UTF-8, say
+            row = Unreadable(f"a value cannot be decoded: {error}")
+        yield row
 
 
 def _python(scalar: Any) -> Any:

@@ -1,6 +1,8 @@
 """`anyloop export` as a user runs it, and as `datasets` reads what it wrote."""
 
+import dataclasses
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from anyloop.cli.app import app
-from anyloop.cli.exits import ExitCode
+from anyloop.cli.exits import CommandError, ExitCode
+from anyloop.cli.export_place import replacing
 from anyloop.config import Settings
+from anyloop.datasets.export import writer
 from anyloop.log import FEEDBACK, RESPONSES, Event, open_log
 from anyloop.media.store import MediaStore, to_proto
 from protos.anyloop.v1 import types_pb2
@@ -154,6 +158,77 @@ def test_what_is_there_is_only_replaced_when_asked_and_when_it_is_an_export(
     assert (refused.exit_code, "holds other things" in refused.stderr) == (ExitCode.REFUSED, True)
     assert (tmp_path / "home-of-others" / "thesis.txt").exists()
     assert export(runner, "--to", target, "--set", "label").exit_code == ExitCode.REFUSED
+
+
+@pytest.mark.parametrize("name", ["my_checkpoint.safetensors", "media/holiday.png", "notes/n.txt"])
+def test_an_export_with_something_else_in_it_is_not_replaced(
+    logged: Path, tmp_path: Path, runner: CliRunner, name: str
+) -> None:
+    target = tmp_path / "out"
+    export(runner, "--to", target, "--media", "copy")
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("years of work")
+    refused = export(runner, "--to", target, "--overwrite")
+    assert (refused.exit_code, name.removesuffix("/n.txt") in refused.stderr) == (ExitCode.REFUSED, True)
+    assert (target / name).read_text() == "years of work"
+    (target / name).unlink()
+    if name == "media/holiday.png":
+        assert export(runner, "--to", target, "--overwrite").exit_code == ExitCode.OK
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".out")) == []
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_file_that_is_no_export_is_not_replaced(logged: Path, tmp_path: Path, runner: CliRunner, suffix: str) -> None:
+    target = tmp_path / f"mine{suffix}"
+    target.write_text('{"prompt": "precious", "feedback_id": "f"}\n')
+    refused = export(runner, "--to", target, "--overwrite")
+    assert (refused.exit_code, "is not an export of ours" in refused.stderr) == (ExitCode.REFUSED, True)
+    assert "precious" in target.read_text()
+    target.unlink()
+    assert export(runner, "--to", target).exit_code == ExitCode.OK
+    again = export(runner, "--to", target, "--overwrite", "--set", "label")
+    assert again.exit_code == ExitCode.OK, again.stderr
+
+
+def test_an_earlier_export_stays_until_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    with replacing(target, is_file=False) as place:
+        (place / "README.md").write_text(writer.MARK)
+    rename, done = os.rename, []
+
+    def failing(source: Path, to: Path) -> None:
+        done.append(to)
+        if len(done) == 2:
+            raise OSError("no room")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(CommandError, match="no room"), replacing(target, is_file=False) as place:
+        (place / "label.jsonl").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in target.iterdir()] == ["README.md"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_with_a_way_out(
+    logged: Path, tmp_path: Path, runner: CliRunner
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = export(runner, "--to", tmp_path / "file" / "out")
+    assert (result.exit_code, "choose another place" in result.stderr) == (ExitCode.FAILED, True), result.stderr
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    linked = export(runner, "--to", tmp_path / "link", "--overwrite")
+    assert (linked.exit_code, "is a link: name what it leads to" in linked.stderr) == (ExitCode.REFUSED, True)
+
+
+def test_events_that_cannot_be_read_are_counted(logged: Path, tmp_path: Path, runner: CliRunner) -> None:
+    with open_log(Settings().effective_log_url) as log:
+        for topic in (FEEDBACK, RESPONSES):
+            held = next(iter(log.read(topic))).event
+            log.append(topic, dataclasses.replace(held, id="broken", data=b"\xff\xff\xff"))
+    document = json.loads(export(runner, "--to", tmp_path / "out", "--json").stdout)
+    assert document["left_out"]["an event that cannot be read"] == 2
+    assert document["rows"] == ROWS
 
 
 def test_a_medium_that_is_gone_leaves_its_row_out_and_is_counted(

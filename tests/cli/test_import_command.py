@@ -102,6 +102,7 @@ def test_a_broken_file_is_a_failure_and_the_others_are_in(tmp_path: Path, home: 
         (["--subtask", "T2X"], ExitCode.USAGE, "no subtask 'T2X'"),
         (["--name", "a/b"], ExitCode.USAGE, "--name a/b: use up to 64 letters"),
         (["--keys", "none.toml"], ExitCode.USAGE, "cannot be read"),
+        (["--report", "nowhere/report.json"], ExitCode.USAGE, "name a file in a folder of yours"),
         (["--subtask", "T2V"], ExitCode.NOT_FOUND, "none of the 1 files is of T2V"),
     ],
 )

@@ -63,7 +63,10 @@ def run_import(tmp_path: Path, model: Path, log: EventLog, store: MediaStore) ->
         importer.know(target)
         place = tmp_path / "progress"
         place.mkdir(exist_ok=True)
-        progress = Progress(place, {"folder": str(folder), "other": source}, resume=not dry_run)
-        return importer.run(find_records(folder).files, progress)
+        files = find_records(folder).files
+        stamps = {file.name: file.stamp() for file in files}
+        what = {"folder": str(folder), "other": source}
+        progress = Progress(place, what, resume=not dry_run, stamps=stamps, known=importer.known)
+        return importer.run(files, progress)
 
     return run

@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, open_log
@@ -201,6 +203,39 @@ def test_a_run_that_was_killed_goes_on_and_reports_the_whole(
     assert (report.of("T2T").imported, report.of("T2T").unknown_keys["mood"].count) == (100, 100)
 
 
+@pytest.mark.parametrize("change", ["file", "log"])
+def test_an_import_begins_anew_where_the_file_or_the_log_is_another(
+    tmp_path: Path, run_import: RunImport, log: EventLog, change: str
+) -> None:
+    folder = text_set(tmp_path / "data", 100)
+    with pytest.raises(Killed):
+        run_import(folder, into=DyingLog(log, 3, "before"))
+    if change == "file":
+        rows = [pair(number) for number in (200, *range(100))]
+        write_jsonl(folder / "text-to-text" / "train.jsonl", rows)
+        report = run_import(folder)
+        assert (report.of("T2T").already, report.of("T2T").imported) == (64, 37)
+        assert set(times_written(log).values()) == {1}
+        return
+    with open_log(f"sqlite:///{tmp_path}/fresh.db") as fresh:
+        fresh.ensure_topics()
+        assert run_import(folder, into=fresh).of("T2T").imported == 100
+        assert len(responses(fresh)) == 200
+
+
+def test_a_log_that_holds_as_much_but_other_things_is_another_log(
+    tmp_path: Path, run_import: RunImport, log: EventLog
+) -> None:
+    with open_log(f"sqlite:///{tmp_path}/other.db") as other:
+        other.ensure_topics()
+        run_import(text_set(tmp_path / "others", 80), into=other, name="another")
+        folder = text_set(tmp_path / "data", 100)
+        with pytest.raises(Killed):
+            run_import(folder, into=DyingLog(log, 3, "before"))
+        assert run_import(folder, into=other).of("T2T").imported == 100
+        assert len(responses(other)) == 360
+
+
 def test_an_import_of_something_else_does_not_begin_in_the_middle(
     tmp_path: Path, run_import: RunImport, log: EventLog
 ) -> None:
@@ -233,6 +268,42 @@ def test_only_the_subtasks_asked_for_and_only_the_first_records(
     assert again.total("imported") == 0
 
 
+def test_the_limit_is_of_each_subtask_and_not_of_each_file(tmp_path: Path, run_import: RunImport) -> None:
+    drawn = [records()["text-to-image"] | {"prompt": f"Draw {number}."} for number in range(4)]
+    write_jsonl(tmp_path / "data" / "a.jsonl", [*(pair(number) for number in range(4)), *drawn])
+    write_jsonl(tmp_path / "data" / "b.jsonl", [pair(number) for number in range(4, 8)])
+    report = run_import(tmp_path / "data", limit=3)
+    assert {name: one.imported for name, one in report.subtasks.items()} == {"T2T": 3, "T2I": 3}
+
+
+BAD = {
+    "half a surrogate pair": '{"question": "q", "response_1": "\\ud83d", "response_2": "b"}',
+    "half a surrogate pair in a key": '{"\\ud83d": "q", "question": "q", "response_1": "a", "response_2": "b"}',
+    "deep": "[" * 200_000,
+    "deep value": '{"question": "q", "response_1": "a", "response_2": "b", "x": ' + "[" * 5000 + "]" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_a_record_that_cannot_be_used_is_refused_and_the_others_go_in(
+    tmp_path: Path, run_import: RunImport, log: EventLog, bad: str
+) -> None:
+    folder = text_set(tmp_path / "data", 1)
+    with (folder / "text-to-text" / "train.jsonl").open("a") as file:
+        file.write(bad + "\n" + json.dumps(pair(2)) + "\n")
+    tally = run_import(folder).of("T2T")
+    assert (tally.read, tally.imported, tally.refused) == (3, 2, 1)
+    assert len(responses(log)) == 4
+    ((kind, one),) = tally.problems.items()
+    assert kind in ("the record cannot be read", "the record holds values that cannot be used")
+    assert one.example
+
+
+def test_a_number_beyond_all_bounds_prefers_none(tmp_path: Path, run_import: RunImport) -> None:
+    tally = run_import(text_set(tmp_path / "data", 1, overall_response=10**400, x=[10**400])).of("T2T")
+    assert (tally.imported, list(tally.problems)) == (1, ["a preference that is neither 1 nor 2 prefers none"])
+
+
 def test_what_is_not_understood_is_counted_with_its_reason_and_an_example(
     tmp_path: Path, run_import: RunImport
 ) -> None:
@@ -251,7 +322,8 @@ def test_what_is_not_understood_is_counted_with_its_reason_and_an_example(
         "the record cannot be read": (1, "text-to-text/b.jsonl#0"),
     }
     assert (tally.unknown_keys["mood"].count, tally.unknown_keys["mood"].example) == (1, '"merry"')
-    assert list(report.of("unknown").problems) == ["no subtask has these keys: url"]
+    (unknown,) = report.of("unknown").problems.items()  # one reason, however many kinds of keys there are
+    assert (unknown[0], unknown[1].example) == ("no subtask has the keys of this record", "url")
     (missing,) = report.of("TV2T").problems.items()
     assert missing[0] == "the video cannot be had"
     assert "unpack the archive" in missing[1].example
@@ -324,3 +396,22 @@ def test_a_broken_file_is_told_and_the_others_are_read(tmp_path: Path, run_impor
     report = run_import(folder)
     assert report.total("imported") == 2
     assert "fetch it again" in report.files["text-to-image/a.parquet"]
+
+
+def test_the_records_before_a_file_s_damage_are_in(tmp_path: Path, run_import: RunImport, log: EventLog) -> None:
+    place = tmp_path / "data" / "text-to-text" / "a.parquet"
+    place.parent.mkdir(parents=True)
+    rows = [{"question": f"q{at}", "response_1": "a", "response_2": "b", "overall_response": 1} for at in range(90)]
+    parquet.write_table(pa.Table.from_pylist(rows), place, row_group_size=30, use_dictionary=False)
+    column = parquet.ParquetFile(place).metadata.row_group(2).column(0)
+    data = bytearray(place.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = (
+        b"\xff" * column.total_compressed_size
+    )
+    place.write_bytes(data)
+    write_jsonl(place.with_name("z.jsonl"), [pair(1)])
+    report = run_import(tmp_path / "data")
+    assert "fetch it again" in report.files["text-to-text/a.parquet"]
+    assert report.total("imported") == 61
+    assert len(responses(log)) == 122
+    assert report.events["response"] == 122

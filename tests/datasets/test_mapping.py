@@ -84,7 +84,7 @@ def test_a_record_without_content_says_what_is_missing(change: dict[str, Any], s
 
 
 def test_a_record_of_no_subtask_names_its_keys() -> None:
-    with pytest.raises(NotMapped, match="no subtask has these keys: caption, url"):
+    with pytest.raises(NotMapped, match="no subtask has the keys of this record"):
         map_record({"url": "x", "caption": "y"}, TABLE)
 
 

@@ -65,9 +65,27 @@ def test_no_file_outside_of_the_media_folders_is_opened(reader: MediaReader, tmp
         reader.read(named, Modality.IMAGE)
 
 
-def test_a_link_within_the_folder_is_followed(reader: MediaReader, tmp_path: Path) -> None:
+def test_a_link_is_followed_where_it_leads_into_a_media_folder(reader: MediaReader, tmp_path: Path) -> None:
+    (tmp_path / "data" / "again.mp4").symlink_to("videos/one.mp4")
+    assert reader.read("again.mp4", Modality.VIDEO).data == mp4()
     (tmp_path / "data" / "linked.png").symlink_to(tmp_path / "secret.png")
-    assert reader.read("linked.png", Modality.IMAGE).data == png()
+    (tmp_path / "data" / "up").symlink_to(tmp_path)
+    for name in ("linked.png", "up/secret.png"):
+        with pytest.raises(MediaError, match="leads out of the media folders"):
+            reader.read(name, Modality.IMAGE)
+    wider = MediaReader([tmp_path / "data", tmp_path])
+    assert wider.read("linked.png", Modality.IMAGE).data == png()
+
+
+def test_what_is_too_large_is_not_even_read(
+    reader: MediaReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "data" / "big.png").open("wb") as file:
+        file.truncate(2**40)
+    monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    for value in ("big.png", "A" * 12 * 2**20, "data:image/png;base64," + "A" * 12 * 2**20):
+        with pytest.raises(MediaError, match="the limit is"):
+            reader.read(value, Modality.IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +97,23 @@ def test_a_link_within_the_folder_is_followed(reader: MediaReader, tmp_path: Pat
         (b"no medium at all", Modality.IMAGE, "none of the formats"),
         ({"array": tone()}, Modality.AUDIO, "sampling rate is None"),
         ({"array": [], "sampling_rate": 8000}, Modality.AUDIO, "are no sound"),
+        ({"array": [[1, 2], [3]], "sampling_rate": 8000}, Modality.AUDIO, "are no array of numbers"),
         (None, Modality.AUDIO, "nothing is no audio"),
         (7, Modality.AUDIO, "a int is no audio"),
         ("data:image/png;base64,@@", Modality.IMAGE, "neither a file's path nor base64"),
     ],
-    ids=["url", "not there", "other modality", "garbage", "no rate", "no samples", "nothing", "number", "bad base64"],
+    ids=[
+        "url",
+        "not there",
+        "other modality",
+        "garbage",
+        "no rate",
+        "no samples",
+        "ragged",
+        "nothing",
+        "number",
+        "bad base64",
+    ],
 )
 def test_what_cannot_be_had_is_refused_with_a_way_out(
     reader: MediaReader, value: Any, modality: Modality, sentence: str

@@ -91,6 +91,17 @@ def test_a_line_that_is_no_record_stands_in_its_place(tmp_path: Path) -> None:
     assert listed == Unreadable("not an object with keys")
 
 
+def test_a_text_that_is_no_utf_8_makes_its_record_unreadable_and_no_other(tmp_path: Path) -> None:
+    texts = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffc")]
+    )
+    parquet.write_table(pa.table({"prompt": texts}), tmp_path / "a.parquet")
+    (file,) = find_records(tmp_path).files
+    first, broken, last = file.rows()
+    assert (first, last) == ({"prompt": "a"}, {"prompt": "c"})
+    assert isinstance(broken, Unreadable)
+
+
 def test_what_is_neither_records_nor_media_is_counted(tmp_path: Path) -> None:
     for name in ("a.jsonl", "README.md", "one.mp4", "videos.zip", "more.zip", "x.csv", ".hidden"):
         (tmp_path / name).write_text("{}")

@@ -6,7 +6,7 @@ lost.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from anyloop.datasets.align_anything.mapping import Mapped, NotMapped, RawPart, 
 from anyloop.datasets.fingerprint import fingerprint
 from anyloop.datasets.media_values import MediaReader
 from anyloop.datasets.progress import Progress
-from anyloop.datasets.report import Report
+from anyloop.datasets.report import Report, writable
 from anyloop.datasets.sources import RecordFile, SourceError, Unreadable
 from anyloop.datasets.tokens import Content, ContentEncoder, NoTokens
 from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, EventTooLarge
@@ -32,6 +32,7 @@ from anyloop.log.interface import check_size
 from anyloop.media.limits import MediaError
 from anyloop.media.store import MediaStore, StoredMedia
 from anyloop.modality import Modality
+from anyloop.sequence import LayoutError
 
 _BATCH_RECORDS = 64
 _BATCH_BYTES = 8 * 2**20  # of events that wait to be appended
@@ -76,7 +77,13 @@ class Importer:
         self._table, self._media_of, self._encoder, self._choice = table, media, encoder, choice
         self._log, self._store, self._step = log, store, step
         self._known: set[str] = set()  # ids of events in the log
+        self._newest = ""  # of those that this run met or wrote
         self._met: set[str] = set()  # identities of the records of this run
+
+    @property
+    def known(self) -> Set[str]:
+        """Ids of the imported events in the log."""
+        return self._known
 
     def know(self, log: EventLog, step: Callable[[], None] = lambda: None) -> None:
         """Looks at what earlier imports have left in the log."""
@@ -91,29 +98,33 @@ class Importer:
 
         Raises LogError when the log refuses or is away: run again, then.
         """
-        read: dict[str, int] = {}
+        self._newest = progress.witness
         for file in files:
             subtask = self._table.subtask_of_path(file.name)
             if subtask and self._choice.subtasks and subtask not in self._choice.subtasks:
                 continue
-            group = subtask or file.name
-            allowed = None if self._choice.limit is None else max(0, self._choice.limit - read.get(group, 0))
             try:
-                read[group] = read.get(group, 0) + self._file(file, subtask, allowed, progress)
-                progress.report.files.pop(file.name, None)
+                self._file(file, subtask, progress)
+                progress.report.files.pop(writable(file.name), None)
             except SourceError as error:
-                progress.report.files[file.name] = str(error)
+                progress.report.files[writable(file.name)] = writable(str(error))
         self._save(progress, done=True)
         return progress.report
 
-    def _file(self, file: RecordFile, subtask: str | None, allowed: int | None, progress: Progress) -> int:
-        """Returns how many of its records have been read, by earlier runs too."""
+    def _file(self, file: RecordFile, subtask: str | None, progress: Progress) -> None:
+        """Raises SourceError when the file breaks, the records before that written."""
         media = self._media_of(file)
-        begin = progress.positions.get(file.name, 0)
+        at = progress.positions.get(file.name, 0)
         batch = _Batch()
-        at = begin
-        for row in file.rows(begin):
-            if allowed is not None and at >= allowed:
+        broken: SourceError | None = None
+        rows = file.rows(at)
+        while not self._enough(subtask, progress.report):
+            try:
+                row = next(rows, None)
+            except SourceError as error:
+                broken = error
+                break
+            if row is None:
                 break
             self._record(_Record(file.name, at, subtask, media), row, batch, progress)
             at += 1
@@ -126,10 +137,20 @@ class Importer:
         self._write(batch)
         progress.positions[file.name] = at
         self._save(progress)
-        return at
+        if broken is not None:
+            raise broken
+
+    def _enough(self, subtask: str | None, report: Report) -> bool:
+        """Whether all that a file of this subtask may hold, or one of any, has been read as often as is wanted."""
+        limit = self._choice.limit
+        if limit is None:
+            return False
+        wanted = [subtask] if subtask else self._choice.subtasks or self._table.subtasks
+        return all(name in report.subtasks and report.of(name).read >= limit for name in wanted)
 
     def _save(self, progress: Progress, *, done: bool = False) -> None:
         if self._log is not None:
+            progress.events, progress.witness = len(self._known) if self._newest else 0, self._newest
             progress.save(done=done)
 
     def _write(self, batch: _Batch) -> None:
@@ -139,6 +160,9 @@ class Importer:
                 self._log.append_many(RESPONSES, batch.responses)
             if batch.feedback:
                 self._log.append_many(FEEDBACK, batch.feedback)
+            for event in (*batch.responses, *batch.feedback):
+                self._known.add(event.id)
+                self._newest = event.id
 
     def _record(self, record: "_Record", row: dict[str, Any] | Unreadable, batch: _Batch, progress: Progress) -> None:
         batch.records += 1
@@ -152,7 +176,9 @@ class Importer:
             except NotMapped as error:
                 raise _Refused(str(error), ", ".join(sorted(row))) from error
             subtask = mapped.subtask
-            if self._choice.subtasks and subtask not in self._choice.subtasks:
+            if (self._choice.subtasks and subtask not in self._choice.subtasks) or self._enough(
+                subtask, progress.report
+            ):
                 return
             tally = progress.report.of(subtask)
             for key in mapped.unknown:
@@ -161,6 +187,10 @@ class Importer:
             outcome = self._take(record, row, mapped, batch, problems, progress)
         except _Refused as refusal:
             problems[refusal.kind] = refusal.detail
+        except LayoutError:  # of the model, not of the record
+            raise
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            problems["the record holds values that cannot be used"] = f"{type(error).__name__}: {error}"
         tally = progress.report.of(subtask)
         tally.read += 1
         setattr(tally, outcome, getattr(tally, outcome) + 1)
@@ -183,7 +213,9 @@ class Importer:
         if identity in self._met:
             return "repeated"
         self._met.add(identity)
-        if self._known.issuperset(event_ids(identity, mapped)):
+        ids = event_ids(identity, mapped)
+        if self._known.issuperset(ids):
+            self._newest = self._newest or ids[-1]
             return "already"
         readied = self._readied(record, mapped, problems)
         if readied.no_tokens and self._choice.only_trainable:

@@ -73,7 +73,7 @@ def _fitting(values: Mapping[str, Any], table: KeyTable) -> Mapped:
         except NotMapped:
             continue
     if not found:
-        raise NotMapped(f"no subtask has these keys: {', '.join(sorted(values)) or 'none'}")
+        raise NotMapped("no subtask has the keys of this record")
 
     def fit(name: str) -> tuple[int, int]:
         read = len(found[name].prompt) + sum(len(answer.parts) for answer in found[name].answers)
@@ -277,7 +277,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
