@@ -5,6 +5,7 @@ A version that the round has published already is looked for before it is made; 
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from trainer.examples import Example, Examples, Pair, Seed
 from trainer.fault_points import FaultPoint, reached
 from trainer.forgetting import watch
 from trainer.handover import promote_critic
-from trainer.influence import cap_examples
+from trainer.influence import cap_examples, cap_influence
 from trainer.intake import GROUP
 from trainer.join import Joined
 from trainer.join_store import Round
 from trainer.journal import json_safe
 from trainer.pair_filter import by_reward
-from trainer.pair_selection import Selection, select_pairs
+from trainer.pair_selection import Selection, fits, select_pairs, unwatched
 from trainer.policy_update import PolicyUpdate
 from trainer.publish import publish_weights, published_by_round, refuse_used
 from trainer.reading import RewardReading
@@ -37,6 +38,9 @@ from trainer.round_context import Report, RoundContext
 from trainer.self_improving import Improvement, SelfImprover, probe_critic
 
 log = logging.getLogger(__name__)
+
+TOO_FEW_PAIRS = "no candidate: too few pairs"
+NO_FIT_ANSWER = "no candidate: no answer that the policy could learn from"
 
 _PROGRESS = {
     "written": FaultPoint.FILES_WRITTEN,
@@ -49,8 +53,8 @@ class CandidateMaker:
     def __init__(self, context: RoundContext) -> None:
         self._context = context
 
-    def make(self, claimed: Round, joined: list[Joined], report: Report) -> Manifest | None:
-        """Everything up to the published candidate; None when there is too little to learn from."""
+    def make(self, claimed: Round, joined: list[Joined], report: Report) -> Manifest | str:
+        """Everything up to the published candidate; why there is none when there is too little to learn from."""
         trainer = self._context.trainer
         policy = self._context.serving("policy")
         sequencer = Sequencer.from_pretrained(self._context.registry.path(policy))
@@ -78,13 +82,15 @@ class CandidateMaker:
         chosen = self._choose(claimed, policy, sequencer, examples, held_out, joined, report)
         reached(FaultPoint.PAIRS)
         if chosen.fresh < trainer.min_pairs:
-            return None
+            return TOO_FEW_PAIRS
         with self._context.journal.phase(claimed.id, trainer.algorithm, report.seconds):
             update = PolicyUpdate(self._context, claimed, policy, self._context.serving("critique"))
+            examples.imitations = unwatched(examples.imitations, chosen.watched)
             trained = update.train(chosen.pairs, examples, joined)
         report.left_out.update(update.left_out)
+        report.metrics |= {"left_out": dict(report.left_out)}
         if trained is None:
-            return None
+            return NO_FIT_ANSWER
         reached(FaultPoint.TRAINED)
         report.metrics |= trained.metrics | {"left_out": dict(report.left_out)}
         tensors = trained.tensors
@@ -178,14 +184,15 @@ class CandidateMaker:
             made, seen = kept.pairs, kept.metrics
         report.metrics |= seen
         earlier = buffer.earlier(claimed.id, trainer.replay_rounds)
-        chosen = select_pairs(made, earlier, sequencer.layout, trainer, claimed.id)
+        held_out_then = buffer.held_out(claimed.id, trainer.replay_rounds)
+        chosen = select_pairs(made, earlier, sequencer.layout, trainer, claimed.id, held_out_then)
         if beyond := chosen.left_out["beyond_max_pairs"]:
             log.warning("round %d: %d pairs are beyond ANYLOOP_TRAINER_MAX_PAIRS and left out", claimed.id, beyond)
         metrics.TRAINER_PRINCIPAL_SHARE.labels("pairs").set(chosen.metrics["pairs_largest_share"])
         report.left_out += chosen.left_out
         report.metrics |= {"left_out": dict(report.left_out)} | chosen.metrics
         if kept is None and chosen.fresh >= trainer.min_pairs:
-            buffer.keep(claimed.id, made_of, made, json_safe(seen), trainer.replay_rounds)
+            buffer.keep(claimed.id, made_of, made, json_safe(seen), trainer.replay_rounds, chosen.held_out)
         return chosen
 
     def _self_improve(
@@ -209,10 +216,17 @@ class CandidateMaker:
         reading = RewardReading(self._context, sequencer, trainer.reward.view)
 
         def train(pairs: list[Pair]) -> TrainedReward:
+            weights = cap_influence(
+                [pair.weight for pair in pairs], [pair.voices for pair in pairs], trainer.max_principal_share
+            ).weights
+            pairs = [replace(pair, weight=weight) for pair, weight in zip(pairs, weights, strict=True)]
             views = reading.pairs(pairs)
             return world.call(train_reward_model, start, pairs, trainer.reward, trainer.optim, None, views)
 
-        return by_reward(improvement.refined, people, train, reading, trainer.filter_margin, trainer.optim)
+        refined = [one for one in improvement.refined if fits(one.pair, trainer)]
+        people = [pair for pair in people if fits(pair, trainer)]
+        approved, seen = by_reward(refined, people, train, reading, trainer.filter_margin, trainer.optim)
+        return approved, seen | {"filter_too_long": len(improvement.refined) - len(refined)}
 
     # Publishing
 

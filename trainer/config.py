@@ -306,6 +306,15 @@ class TrainerSettings(BaseSettings):
         _ = self.optim  # refuses what does not go together now, not when a round trains
         return self
 
+    @model_validator(mode="after")
+    def _ratings_fit(self) -> "TrainerSettings":
+        if self.wrong_rating > self.right_rating:
+            raise ValueError(
+                f"a rating below wrong_rating ({self.wrong_rating:g}) says wrong and one from right_rating"
+                f" ({self.right_rating:g}) up says right: wrong_rating must not be above right_rating"
+            )
+        return self
+
     @property
     def grpo(self) -> GRPOConfig:
         return self._part(GRPOConfig, "grpo_")

@@ -2,12 +2,18 @@
 
 How many events a principal brings is capped when a round is claimed (`max_per_principal`); here it is what they weigh,
 after everything else has been weighed: one who speaks thirty times as often as others has no thirty votes.
+
+The cap has an end: it takes no more than three quarters of an example's weight. Else, of two who speak, one with a
+single word would hold half of all, and it would weigh two hundred times as much as each of the other's two hundred.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainer.examples import Example
+
+LEAST_FACTOR = 0.25  # an example weighs at most four times another that weighed as much before the cap
+_HEARD = 0.1  # of an example's mean weight: who has less in all is no voice that another is measured by
 
 Voices = tuple[str, ...]  # the principals whose statements an example rests on; empty for what a model said
 
@@ -36,14 +42,17 @@ def cap_influence(weights: Sequence[float], voices: Sequence[Voices], max_share:
 
     An example of several principals counts for each in equal parts, which are lowered each for itself. Where fewer than
     1/max_share principals speak, and nothing else, the cap is 1 / their number: equal voices are the most that can be
-    asked for; a single one is left as it is.
+    asked for; a single one is left as it is. Who has next to no weight does not count there. No weight is lowered below
+    `LEAST_FACTOR` of itself: where that is not enough the cap gives way, and `largest_after` says how far.
     """
     totals = _totals(weights, voices)
     if not totals:
         return Influence(list(weights), 0, 0, 0.0, 0.0)
     whole = sum(weights)
-    level = _level(sorted(totals.values(), reverse=True), whole, max(max_share, 1 / len(totals)))
-    factor = {name: min(1.0, level / total) if total > 0 else 1.0 for name, total in totals.items()}
+    least = _HEARD * whole / max(sum(weight > 0 for weight in weights), 1)
+    heard = sum(total > least for total in totals.values())
+    level = _level(sorted(totals.values(), reverse=True), whole, max(max_share, 1 / max(heard, 1)))
+    factor = {name: max(LEAST_FACTOR, min(1.0, level / total)) if total > 0 else 1.0 for name, total in totals.items()}
     lowered = [
         weight * (sum(factor[name] for name in names) / len(names) if names else 1.0)
         for weight, names in zip(weights, voices, strict=True)
@@ -79,8 +88,11 @@ def _level(totals: Sequence[float], whole: float, share: float) -> float:
     """
     rest = whole
     for count, total in enumerate(totals):
+        left = 1 - share * count
+        if left < 1e-9:  # those before have all there is to have: by rounding, or because what follows weighs nothing
+            return totals[count - 1]
         if total <= share * (count * total + rest):  # this one fits without a cap, and so do all after it
-            return total if count == 0 else share * rest / (1 - share * count)
+            return total if count == 0 else share * max(rest, 0.0) / left
         rest -= total
     # Only where the cap is 1 / number of voices and nothing else has weight: all come down to the quietest.
     return totals[-1]

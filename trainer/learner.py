@@ -12,7 +12,7 @@ from trainer.fault_points import FaultPoint, reached
 from trainer.intake import Intake
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
-from trainer.rounds import TOO_FEW_PAIRS, RoundRunner
+from trainer.rounds import NO_CANDIDATE, RoundRunner
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ class Learner:
                 self._journal.write("failure", round=claimed.id, attempt=attempts, reason=str(error))
                 if attempts >= self._settings.round_attempts and not away:
                     self._store.finish_round(claimed.id, f"failed: {error}")
+                    self._runner.forget_training()
                     return
                 if attempts >= self._settings.round_attempts and stop is None:
                     raise
@@ -143,13 +144,14 @@ class Learner:
                 return
 
     def _finish(self, claimed: Round, outcome: str, *, wait_for_more: bool) -> None:
-        """Closes a round. What makes too few pairs counts again in a larger round, where one is yet to come.
+        """Closes a round. What makes too few pairs, or has no answer to learn from, counts again in a larger round,
+        where one is yet to come.
 
         A round that was no larger than the one before it, though more was ready, cannot grow (`max_feedback`,
         `max_per_principal`): it is closed, or it would stand in the way of what came after it.
         """
         count = self._store.claimed_count(claimed.id)
-        if outcome == TOO_FEW_PAIRS and wait_for_more and count > self._gave_back:
+        if outcome in NO_CANDIDATE and wait_for_more and count > self._gave_back:
             self._store.give_back_round(claimed.id, outcome)
             self._gave_back, self._gave_back_at = count, time.time()
             self._journal.write("gave_back", round=claimed.id, feedback=count)

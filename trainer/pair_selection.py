@@ -6,13 +6,13 @@ kinds of work are balanced; and last, whatever the weights are by then, no voice
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from anyloop.sequence import SequenceLayout
 from trainer.algorithms.feedback_modelling import is_held_out
-from trainer.examples import Pair
+from trainer.examples import Example, Pair
 from trainer.influence import cap_influence
 from trainer.replay_buffer import replayed
 from trainer.signatures import balanced, signature
@@ -26,13 +26,17 @@ _MOST_REMEMBERED = 200  # pairs of earlier rounds that watch: a second or two of
 
 @dataclass(frozen=True)
 class Selection:
-    """`pairs` to train on, `watched` to see what that costs; `fresh` of the pairs are this round's own."""
+    """`pairs` to train on, `watched` to see what that costs; `fresh` of the pairs are this round's own.
+
+    `held_out`: the sources of this round's own among the watched.
+    """
 
     pairs: list[Pair]
     watched: list[Pair]
     fresh: int
     left_out: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Any] = field(default_factory=dict)
+    held_out: frozenset[str] = frozenset()
 
 
 def select_pairs(
@@ -41,10 +45,14 @@ def select_pairs(
     layout: SequenceLayout,
     settings: "TrainerSettings",
     seed: int,
+    held_out: Collection[tuple[int, str]] = (),
 ) -> Selection:
-    """`made`: this round's pairs; `earlier`: (rounds ago, pair), newest first; `seed`: the round's number."""
+    """`made`: this round's pairs; `earlier`: (rounds ago, pair), newest first; `seed`: the round's number.
+
+    `held_out`: (rounds ago, source) of the earlier pairs that were not trained on: these watch, and no others.
+    """
     left_out: Counter[str] = Counter()
-    fitting = [pair for pair in made if _fits(pair, settings)]
+    fitting = [pair for pair in made if fits(pair, settings)]
     if too_long := len(made) - len(fitting):
         left_out["too_long"] += too_long
     watching = settings.forgetting != "off" and len(fitting) >= ENOUGH_TO_HOLD_OUT
@@ -55,13 +63,16 @@ def select_pairs(
     own = [pair for pair in learned if pair.origin != "self-improving"]
     improved = [pair for pair in learned if pair.origin == "self-improving"]
     random.Random(seed).shuffle(improved)
+    if len(own) > settings.max_pairs:  # the cut falls on all alike, not on whoever spoke last
+        random.Random(seed).shuffle(own)
     fresh = [*own, *improved][: settings.max_pairs]
     if beyond := len(learned) - len(fresh):
         left_out["beyond_max_pairs"] += beyond
 
-    usable = [(age, pair) for age, pair in earlier if _fits(pair, settings)]
-    old = [one for one in usable if not is_held_out(one[1].source, share)]
-    remembered = [pair for _, pair in usable if is_held_out(pair.source, share)][:_MOST_REMEMBERED]
+    usable = [(age, pair) for age, pair in earlier if fits(pair, settings)]
+    old = [(age, pair) for age, pair in usable if (age, pair.source) not in held_out]
+    remembered = [pair for age, pair in usable if (age, pair.source) in held_out] if share else []
+    remembered = remembered[:_MOST_REMEMBERED]
     again = replayed(old, fresh, settings.replay_pairs, settings.replay_decay, seed)
     pairs = fresh + again
     signatures = [signature(layout, pair.prompt, pair.chosen) for pair in pairs]
@@ -77,8 +88,22 @@ def select_pairs(
         "pairs_replayed": len(again),
         "pairs_watched": len(watched) + len(remembered),
     }
-    return Selection(weighed, watched + remembered, len(fresh), left_out, metrics | influence.metrics("pairs"))
+    metrics |= influence.metrics("pairs")
+    own_watched = frozenset(pair.source for pair in watched)
+    return Selection(weighed, watched + remembered, len(fresh), left_out, metrics, own_watched)
 
 
-def _fits(pair: Pair, settings: "TrainerSettings") -> bool:
+def unwatched(imitations: Sequence[Example], watched: Sequence[Pair]) -> list[Example]:
+    """Answers to imitate without those that only watch: to learn them would hide what the training cost."""
+    sources = {pair.source for pair in watched}
+    chosen = {(pair.prompt, pair.chosen) for pair in watched}
+    return [
+        one
+        for one in imitations
+        if one.source not in sources and (one.sequence.prompt, one.sequence.answer) not in chosen
+    ]
+
+
+def fits(pair: Pair, settings: "TrainerSettings") -> bool:
+    """Whether both answers, with their prompt, are short enough to train on."""
     return all(len(sequence) <= settings.max_tokens for sequence in pair.sequences)

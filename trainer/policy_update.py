@@ -15,10 +15,12 @@ from trainer.algorithms.grpo import train_grpo
 from trainer.algorithms.ppo import train_ppo
 from trainer.algorithms.reward_model import TrainedReward, train_reward_model
 from trainer.algorithms.rollout import Rollout
-from trainer.examples import Examples, Pair
+from trainer.checkpointing import fingerprint
+from trainer.examples import Examples, Pair, Seed
 from trainer.join import Joined
 from trainer.join_store import Round
-from trainer.logged_rollouts import logged_rollouts
+from trainer.kept_reward import KeptReward
+from trainer.logged_rollouts import Unset, logged_rollouts
 from trainer.reading import RewardReading
 from trainer.robust import smoothing
 from trainer.rollouts import of_turn, sample_rollouts
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class PolicyUpdate:
-    """One round's. `left_out` counts logged answers that are no rollouts, by reason."""
+    """One round's. `left_out` counts answers that are no rollouts and prompts that get none, by reason."""
 
     def __init__(self, context: RoundContext, claimed: Round, policy: str, critique: str) -> None:
         """`policy` and `critique` are the versions to begin from."""
@@ -48,7 +50,7 @@ class PolicyUpdate:
             dpo = replace(trainer.dpo, label_smoothing=smoothing(trust, pairs, trainer.dpo.label_smoothing))
             return world.call(train_dpo, self._start, reference, pairs, imitations, dpo, trainer.optim, saving)
         logged = self._logged(joined)
-        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+        prompts = self._prompts(examples)
         if not logged and not (trainer.samples_rollouts and prompts):
             log.warning("round %d: no answer to learn from: %s", self._claimed.id, dict(self.left_out) or "no prompts")
             return None
@@ -71,6 +73,10 @@ class PolicyUpdate:
                         self._claimed.key,
                     )
                 )
+            whole = len(mine)
+            mine = [one for one in mine if len(one.sequence) <= trainer.max_tokens]
+            if len(mine) < whole:
+                self.left_out["too_long"] += whole - len(mine)
             read = reading([one.sequence for one in mine])
             return [replace(one, judged=judged) for one, judged in zip(mine, read, strict=True)]
 
@@ -78,12 +84,23 @@ class PolicyUpdate:
         if trainer.algorithm == "grpo":
             trained = world.call(train_grpo, *begin, trainer.grpo, trainer.optim, saving, local=local)
         else:
-            trained = world.call(train_ppo, *begin, trainer.ppo, trainer.optim, saving, local=local)
+            each = trainer.ppo.rollouts if trainer.samples_rollouts and prompts else 0
+            turns = trainer.ppo.iterations
+            planned = [len(of_turn(logged, turn, turns)) + each for turn in range(turns)]
+            trained = world.call(train_ppo, *begin, trainer.ppo, trainer.optim, saving, planned, local=local)
         for kind in ("max", "mean"):
             found = trained.metrics.get(f"{trainer.algorithm}_mismatch_{kind}_first")
             if found is not None:
                 metrics.LOGPROB_MISMATCH.labels(kind).set(found)
         return replace(trained, metrics=reward.metrics | trained.metrics)
+
+    def _prompts(self, examples: Examples) -> list[Seed]:
+        """What answers are sampled to: each prompt once, if it leaves room for one."""
+        prompts = list({seed.prompt: seed for seed in examples.seeds}.values())
+        fitting = [seed for seed in prompts if len(seed.prompt) < self._context.trainer.max_tokens]
+        if self._context.trainer.samples_rollouts and len(fitting) < len(prompts):
+            self.left_out["too_long"] += len(prompts) - len(fitting)
+        return fitting
 
     def _reference(self) -> Path:
         if self._context.trainer.reference == "parent":
@@ -95,8 +112,13 @@ class PolicyUpdate:
         trainer = self._context.trainer
         start = self._context.registry.path(self._critique) if trainer.reward.start == "critique" else self._start
         saving = self._context.save_point(self._claimed, "reward")
-        config, optim, views = trainer.reward, trainer.optim, reading.pairs(pairs)
-        reward = self._context.world.call(train_reward_model, start, pairs, config, optim, saving, views)
+        config, optim, call = trainer.reward, trainer.optim, self._context.world.call
+        made_of = fingerprint("reward", start, self._critique, pairs, config, optim)
+        kept = KeptReward(saving.folder.with_name("finished-reward"), made_of)
+        if not saving.every:
+            return call(train_reward_model, start, pairs, config, optim, saving, reading.pairs(pairs))
+        views = kept.views(lambda: reading.pairs(pairs))
+        reward = kept.reward(start, lambda: call(train_reward_model, start, pairs, config, optim, saving, views))
         log.info("reward model: %s", reward.metrics)
         return reward
 
@@ -106,6 +128,8 @@ class PolicyUpdate:
             return []
         versions = self._context.announcements.promotions("policy") or [self._policy]
         layout = SequenceLayout.load(self._start)
-        found, self.left_out = logged_rollouts((one.response for one in joined), versions, layout, trainer)
-        log.info("%d logged answers are rollouts, %d are not: %s", len(found), self.left_out.total(), self.left_out)
+        unset = Unset.of(self._start, self._context.settings.engine_max_tokens)
+        found, unfit = logged_rollouts((one.response for one in joined), versions, layout, trainer, unset)
+        self.left_out += unfit
+        log.info("%d logged answers are rollouts, %d are not: %s", len(found), unfit.total(), unfit)
         return found

@@ -61,9 +61,13 @@ def judge_statements(
             for one, trust, at in zip(statements, found.trust, folds, strict=True)
             if at != fold and one.kind == "words" and trust > 0
         ]
-        if asked and learned:
+        if not asked:
+            continue
+        if learned:
             trained = train_critic(world, checkpoint, learned, [], replace(critique, epochs=1), optim)
             module.lm.load_state_dict(trained.tensors)
+        else:  # the model of the fold before has learned what is asked here
+            module = AnswerModel.load(checkpoint).eval()
         for i, doubt in zip(asked, doubts(module, [statements[i] for i in asked], optim.batch_tokens), strict=True):
             crossed[i] = doubt
     return reliability(statements, crossed, config.share)

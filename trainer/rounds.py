@@ -13,7 +13,7 @@ from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.registry import Announcements, Registry
 from anyloop.telemetry import metrics
-from trainer.candidate import CandidateMaker
+from trainer.candidate import NO_FIT_ANSWER, TOO_FEW_PAIRS, CandidateMaker
 from trainer.checkpointing import forget
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
@@ -28,7 +28,7 @@ from trainer.round_context import Report, RoundContext
 
 log = logging.getLogger(__name__)
 
-TOO_FEW_PAIRS = "no candidate: too few pairs"
+NO_CANDIDATE = (TOO_FEW_PAIRS, NO_FIT_ANSWER)  # outcomes of rounds from which no policy was made
 
 
 class RoundRunner:
@@ -62,9 +62,11 @@ class RoundRunner:
         report.metrics |= {"feedback": len(joined), "last_feedback": last} | _kinds(joined)
         candidate = published_by_round(self._context.registry, "policy", claimed.key)
         if candidate is None:
-            candidate = self._maker.make(claimed, joined, report)
-        if candidate is None:
-            return self._close(claimed, report, TOO_FEW_PAIRS)
+            made = self._maker.make(claimed, joined, report)
+            if isinstance(made, str):
+                self._context.store.pairs.drop(claimed.id)
+                return self._close(claimed, report, made)
+            candidate = made
         reached(FaultPoint.PUBLISHED)
         announce_candidate(self._context.log, self._context.announcements, candidate)
         reached(FaultPoint.ANNOUNCED)
@@ -80,6 +82,10 @@ class RoundRunner:
         self._prune_registry(candidate.version)
         reached(FaultPoint.REGISTRY_PRUNED)
         return self._close(claimed, report, outcome)
+
+    def forget_training(self) -> None:
+        """Removes the checkpoints of trainings under way: of a round that will not be run again."""
+        forget(self._context.training_folder)
 
     def _prune_registry(self, candidate: str) -> None:
         undecided = {event.version for event in self._context.announcements.undecided("policy")}

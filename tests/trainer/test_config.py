@@ -46,6 +46,12 @@ def test_an_environment_variable_reaches_the_algorithm(monkeypatch: pytest.Monke
     assert (settings.ppo.lambda_, settings.optim.batch_tokens, settings.dpo.beta) == (0.5, 64, 0.3)
 
 
+def test_a_rating_cannot_say_right_and_wrong_at_once() -> None:
+    with pytest.raises(ValueError, match=r"wrong_rating \(0.8\) says wrong .* must not be above right_rating"):
+        TrainerSettings(wrong_rating=0.8, right_rating=0.75)
+    assert TrainerSettings(wrong_rating=0.75, right_rating=0.75).wrong_rating == 0.75
+
+
 def test_settings_are_read_without_the_libraries_of_models() -> None:
     """`anyloop replay` asks for them before it starts anything: seconds, where transformers and DeepSpeed take ten."""
     heavy = "import sys, trainer.config; print({'transformers', 'deepspeed', 'peft'} & sys.modules.keys())"

@@ -1,6 +1,8 @@
 """Which answers of users are rollouts, and what each of their tokens counts."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ from protos.anyloop.v1 import events_pb2, types_pb2
 from tests.trainer.events import spoken
 from trainer.algorithms.rollout import Rollout, Span
 from trainer.config import TrainerSettings
-from trainer.logged_rollouts import logged_rollouts
+from trainer.logged_rollouts import Unset, logged_rollouts
 from trainer.rollouts import of_turn
 
 VERSIONS = ["policy-000000", "policy-000001", "policy-000002"]
@@ -87,6 +89,38 @@ def test_what_gives_no_importance_ratios_is_left_out_with_its_reason(sequencer: 
     spoil(event)
     found, left_out = logged_rollouts([event], VERSIONS, sequencer.layout, TrainerSettings())
     assert (found, dict(left_out)) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize("config", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 50}, {"do_sample": False}], ids=str)
+def test_what_a_request_left_unset_is_what_the_checkpoint_says(
+    sequencer: Sequencer, tmp_path: Path, config: dict[str, object]
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    unset = Unset.of(tmp_path, 384)
+    silent, plain = answered(sequencer), answered(sequencer, "plain")
+    sampled(temperature=1.0, top_p=1.0, top_k=0)(plain)
+    found, left_out = logged_rollouts([silent, plain], VERSIONS, sequencer.layout, TrainerSettings(), unset)
+    assert left_out == {"logged_answer_of_another_distribution": 1}
+    assert [one.prompt for one in found] == [tuple(plain.prompt_token_ids)]
+
+
+def test_an_unset_limit_is_the_checkpoints_and_never_beyond_the_engines_room(
+    sequencer: Sequencer, tmp_path: Path
+) -> None:
+    event = answered(sequencer)
+    size = len(event.prompt_token_ids)
+
+    def limit(capacity: int) -> int:
+        (one,), _ = logged_rollouts(
+            [event], VERSIONS, sequencer.layout, TrainerSettings(), Unset.of(tmp_path, size + capacity)
+        )
+        return one.limit
+
+    assert limit(200) == 200
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": 64}))
+    assert (limit(200), limit(50)) == (64, 50)
+    event.sampling.max_tokens = 100
+    assert (limit(200), limit(50)) == (100, 50)
 
 
 def test_each_logged_answer_is_used_in_one_turn_and_is_not_the_actors_own_later(sequencer: Sequencer) -> None:

@@ -54,6 +54,30 @@ def test_of_a_rejected_round_only_peoples_own_pairs_count(store: JoinStore) -> N
     assert [one.source for _, one in store.pairs.earlier(2, 4)] == ["r2"]
 
 
+@pytest.mark.parametrize(
+    "outcome", ["no candidate: too few pairs", "failed: by its own fault", "superseded: by others"]
+)
+def test_a_round_without_a_candidate_leaves_nothing_to_replay(store: JoinStore, outcome: str) -> None:
+    run_round(store, outcome, [pair(1), pair(2, "refinement")])
+    assert store.pairs.earlier(2, 4) == []
+
+
+def test_a_round_that_was_given_back_can_drop_its_pairs(store: JoinStore) -> None:
+    number = run_round(store, "", [pair(1)])
+    store.pairs.drop(number)
+    assert store.pairs.kept(number, "x") is None
+
+
+def test_what_a_round_held_out_is_remembered_with_its_round(store: JoinStore) -> None:
+    store.apply([response("r")], [feedback("f", "r")], {})
+    claimed = store.begin_round(10, 10)
+    assert claimed is not None
+    store.pairs.keep(claimed.id, "x", [pair(1), pair(2)], {}, 4, {"r2"})
+    store.finish_round(claimed.id, "undecided")
+    assert store.pairs.held_out(claimed.id + 2, 4) == {(2, "r2")}
+    assert len(store.pairs.earlier(claimed.id + 2, 4)) == 2
+
+
 def test_old_pairs_are_deleted_by_number_of_rounds_and_by_age(store: JoinStore) -> None:
     for number in range(4):
         run_round(store, "promoted", [pair(number)], rounds=2)

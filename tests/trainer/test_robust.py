@@ -1,6 +1,7 @@
 """Statements checked against the reference model, which has learned to criticise."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from trainer.answer_model import AnswerModel, score_sequences
 from trainer.batches import TokenSequence
 from trainer.config import TrainerSettings
 from trainer.distributed import World
-from trainer.examples import Pair, form_examples
+from trainer.examples import Example, Pair, form_examples
 from trainer.optimisation import OptimConfig
 from trainer.robust import RobustConfig, doubts, judge_statements, metrics_of, smoothing, split, trust_of
 from trainer.statements import Statement
+from trainer.trained import Trained
 
 LEARN, OPTIM = FeedbackModellingConfig(), OptimConfig()
 
@@ -106,6 +108,36 @@ def test_liars_weigh_little_after_the_check(heard: tuple[list[Statement], list[V
     seen = metrics_of(said, found)
     assert seen["robust_principals_distrusted"] >= 3  # the ring
     assert (seen["robust_statements"], seen["robust_trimmed"] <= 16) == (80, True)
+
+
+def test_a_fold_with_nothing_to_learn_is_not_asked_of_a_model_that_knows_it(
+    claim: Callable[..., Statement], module: AnswerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one principal writes: the fold with the others learns the words, and the words' own fold learns nothing."""
+    words = [claim(n, "This is correct.", "writer") for n in range(16)]
+    silent = [Statement(f"d{n}", f"p{n % 4}", f"d{n}", False, "denial", words[0].sequences) for n in range(16)]
+    said = words + silent
+    served = {name: tensor.clone() for name, tensor in module.lm.state_dict().items()}
+    name = "model.norm.weight"
+    lessons: list[int] = []
+
+    def learn(world: World, checkpoint: Path, learned: list[Example], *rest: object) -> Trained:
+        lessons.append(len(learned))
+        return Trained({key: one + 1.0 for key, one in served.items()}, {})
+
+    asked: list[tuple[bool, set[str]]] = []
+
+    def doubt(model: AnswerModel, some: list[Statement], batch_tokens: int) -> list[float]:
+        taught = not torch.equal(model.lm.state_dict()[name], served[name])
+        asked.append((taught, {one.kind for one in some}))
+        return [0.0] * len(some)
+
+    monkeypatch.setattr("trainer.robust.train_critic", learn)
+    monkeypatch.setattr("trainer.robust.doubts", doubt)
+    monkeypatch.setattr("trainer.robust.split", lambda some, count: [int(one.kind == "words") for one in some])
+    assert judge_statements(World(), TINY_OMNI, said, RobustConfig(0.3, 2), LEARN, OPTIM) is not None
+    assert lessons == [16]
+    assert asked[1:] == [(True, {"denial"}), (False, {"words"})]
 
 
 def test_too_few_statements_and_no_stated_share_believe_everybody(claim: Callable[..., Statement]) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -17,12 +18,15 @@ from protos.anyloop.v1 import policy_pb2, types_pb2
 from tests.trainer.events import feedback, spoken
 from tests.trainer.fake_services import BASE
 from tests.trainer.loop import Loop, states
+from trainer.algorithms.ppo import train_ppo
 from trainer.candidate import CandidateMaker
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.intake import GROUP
+from trainer.join_store import JoinStore
 from trainer.learner import Learner, should_start
 from trainer.rounds import RoundRunner
+from trainer.trained import Trained
 
 
 def test_feedback_becomes_a_promoted_policy(loop: Loop) -> None:
@@ -116,6 +120,63 @@ def test_logged_answers_that_cannot_teach_make_no_candidate(loop: Loop, caplog: 
     loop.learner(algorithm="ppo", ppo_source="logged", gate_timeout_s=0).once()
     assert loop.registry.versions("policy") == [BASE]
     assert "no answer to learn from: {'logged_answer_of_another_distribution': 8}" in caplog.text
+    (line,) = loop.journal("round")
+    assert line["outcome"] == "no candidate: no answer that the policy could learn from"
+    assert line["metrics"]["left_out"]["logged_answer_of_another_distribution"] == 8
+    loop.process.close()
+    with closing(JoinStore(loop.home / "trainer" / "state.db")) as store:
+        assert store._db.rows("SELECT count(*) FROM pairs") == [(0,)]  # where its feedback counts again, so do they
+
+
+def test_logged_answers_set_the_length_of_ppos_schedule(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[object] = []
+
+    def train(*args: object, **local: object) -> Trained:
+        planned.append(args[-1])
+        return train_ppo(*args, **local)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trainer.policy_update.train_ppo", train)
+    loop.say(7)
+    assert loop.learner(algorithm="ppo", ppo_source="logged", gate_timeout_s=0).once()
+    assert planned == [[4, 3]]
+    loop.say(7)
+    assert loop.learner(algorithm="ppo", ppo_source="both", gate_timeout_s=0, stale="downweight").once()
+    assert planned[1:] == [[4 + 8, 3 + 8]]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_round_whose_answers_all_fail_is_tried_again_and_never_publishes_its_parent(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    async def none(*_: object) -> list:
+        return []
+
+    loop.say(6)
+    options = {"algorithm": algorithm, "gate_timeout_s": 0, "round_attempts": 2, "critique_epochs": 0}
+    monkeypatch.setattr("trainer.policy_update.sample_rollouts", none)
+    assert loop.learner(**options).once()
+    assert loop.registry.versions("policy") == [BASE]
+    assert [line["reason"] for line in loop.journal("failure")] == [
+        "no sampled answer could be learned from: none came back whole"
+    ] * 2
+
+
+def test_prompts_and_answers_that_are_too_long_to_train_on_are_counted(loop: Loop) -> None:
+    loop.say(6)
+    options = {"algorithm": "ppo", "gate_timeout_s": 0, "critique_epochs": 0, "min_pairs": 0 + 1}
+    assert loop.learner(**options, max_tokens=384).once()
+    long = " ".join(["Draw it."] * 30)
+    event = spoken(loop.sequencer, "long", long, "red square")
+    said = feedback("f-long", "long", critique="It should be a blue circle.")
+    loop.log.append(RESPONSES, Event.wrap(event, key="long", source="test", id="long"))
+    loop.log.append(FEEDBACK, Event.wrap(said, key="long", source="test", id="f-long"))
+    loop.say(6)
+    assert loop.learner(**options, max_tokens=len(event.prompt_token_ids), max_versions_behind=9).once()
+    lines = loop.journal("round")
+    prompts = {tuple(one.prompt_token_ids) for one in loop.services.generated if "rollout" in one.policy_version}
+    assert tuple(event.prompt_token_ids) not in prompts
+    assert "too_long" not in lines[0]["metrics"]["left_out"]
+    assert lines[1]["metrics"]["left_out"]["too_long"] >= 3  # two pairs, one prompt
 
 
 def test_nothing_new_is_no_round(loop: Loop) -> None:

@@ -25,14 +25,14 @@ from trainer.algorithms.losses import (
     group_advantages,
     kl_per_token,
 )
-from trainer.algorithms.reward_model import Reward, open_reward
-from trainer.algorithms.rollout import Rollout, RolloutSource, Score
+from trainer.algorithms.reward_model import Reward, made_of, open_reward
+from trainer.algorithms.rollout import Rollout, RolloutSource, Score, answers_of
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import Engine, open_engine
+from trainer.engine import Engine, closes_engines, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
 from trainer.model_family import ModelFamily
@@ -73,7 +73,7 @@ class Experience:
 
 
 @dataclass
-class Learner:
+class GRPOTraining:
     """The actor, the reference (None without KL), the reward, and the grammar (None: free text)."""
 
     actor: Engine
@@ -88,7 +88,7 @@ class Learner:
     @classmethod
     def open(
         cls, world: World, checkpoint: Path, reference: Path, reward: Reward, config: GRPOConfig, optim: OptimConfig
-    ) -> "Learner":
+    ) -> "GRPOTraining":
         family = ModelFamily(checkpoint, optim, world)
         policy = family.policy(AnswerModel)
         table = GrammarTable(SequenceLayout.load(checkpoint), int(policy.lm.config.vocab_size))
@@ -99,6 +99,7 @@ class Learner:
         return cls(actor, anchor, open_reward(reward, family, optim), table, sharing, config, optim, world)
 
 
+@closes_engines
 def train_grpo(
     world: World,
     checkpoint: Path,
@@ -110,27 +111,34 @@ def train_grpo(
     saving: SavePoint | None = None,
     rollouts: RolloutSource | None = None,
 ) -> Trained:
-    """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns."""
-    learner = Learner.open(world, checkpoint, reference, reward, config, optim)
-    notes = Notes({"history": []})
-    inputs = fingerprint("grpo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim)
+    """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns.
+
+    Raises ServiceError (retriable) where the first turn has no answer; a later turn without is counted and passed over.
+    """
+    learner = GRPOTraining.open(world, checkpoint, reference, reward, config, optim)
+    notes = Notes({"history": [], "empty": 0})
+    inputs = fingerprint("grpo", checkpoint, reference, *made_of(reward), imitations, config, optim)
     turns = training_steps({"actor": learner.actor}, range(config.iterations), world, each_step(saving), inputs, notes)
     for turn, _ in turns:
         weights = lm_tensors(learner.actor.tensors()) if turn else None
-        sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
+        sampled = world.from_rank0(partial(answers_of, rollouts, turn, weights) if rollouts else None)
         if not sampled:
-            break
+            notes.facts["empty"] += 1
+            log.warning("grpo turn %d of %d has no answer to learn from", turn + 1, config.iterations)
+            continue
         experience, seen = collect(learner, sampled)
         notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
         log.info("grpo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
     history: list[dict[str, float]] = notes.facts["history"]
-    metrics: dict[str, Any] = {"grpo_turns": len(history)} | first_and_last(history, "grpo_")
+    metrics: dict[str, Any] = {"grpo_turns": len(history), "grpo_empty_turns": notes.facts["empty"]} | first_and_last(
+        history, "grpo_"
+    )
     metrics["kl"] = metrics.get("grpo_kl_last", 0.0)
     return Trained(lm_tensors(learner.actor.tensors()), metrics)
 
 
 @torch.no_grad()
-def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
+def collect(learner: GRPOTraining, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
     """Scores the answers, and compares those of a group."""
     sequences = [rollout.sequence for rollout in rollouts]
     scores = torch.tensor(learner.score([rollout.read for rollout in rollouts]))
@@ -156,7 +164,7 @@ def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experie
 
 
 def update(
-    learner: Learner, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
+    learner: GRPOTraining, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
 ) -> dict[str, float]:
     """Some epochs over one turn's answers; a step takes whole groups."""
     config, optim = learner.config, learner.optim
@@ -199,7 +207,7 @@ def factors(chosen: Sequence[Experience], config: GRPOConfig, tokens_per_step: f
 
 
 def policy_part(
-    learner: Learner, step: Sequence[tuple[Experience, float]], group: Group, watch: Watch, first: bool
+    learner: GRPOTraining, step: Sequence[tuple[Experience, float]], group: Group, watch: Watch, first: bool
 ) -> Tensor:
     """The share of a `group` in the loss of a `step`: answers with the factor of each.
 

@@ -25,14 +25,14 @@ from trainer.algorithms.losses import (
     ppo_value_loss,
     whiten,
 )
-from trainer.algorithms.reward_model import Reward, open_reward, value_model
-from trainer.algorithms.rollout import Rollout, RolloutSource, Score
+from trainer.algorithms.reward_model import Reward, made_of, open_reward, value_model
+from trainer.algorithms.rollout import Rollout, RolloutSource, Score, answers_of
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import Engine, open_engine
+from trainer.engine import Engine, closes_engines, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
 from trainer.model_family import ModelFamily
@@ -77,7 +77,7 @@ class Experience:
 
 
 @dataclass
-class Learner:
+class PPOTraining:
     """Actor and critic (None: the actor's own head), the reference, the reward, and the grammar (None: free text)."""
 
     actor: Engine
@@ -92,9 +92,18 @@ class Learner:
 
     @classmethod
     def open(
-        cls, world: World, checkpoint: Path, reference: Path, reward: Reward, config: PPOConfig, optim: OptimConfig
-    ) -> "Learner":
-        updates = config.iterations * steps_in(config.rollouts, config.batch, config.epochs)
+        cls,
+        world: World,
+        checkpoint: Path,
+        reference: Path,
+        reward: Reward,
+        config: PPOConfig,
+        optim: OptimConfig,
+        planned: Sequence[int] | None = None,
+    ) -> "PPOTraining":
+        """`planned`: answers per turn; None: `config.rollouts` in each."""
+        answers = [config.rollouts] * config.iterations if planned is None else planned
+        updates = max(1, sum(steps_in(count, config.batch, config.epochs) for count in answers))
         shared = config.critic == "shared"
         family = ModelFamily(checkpoint, optim, world)
         policy: AnswerModel = family.policy(ActorCritic) if shared else family.policy(AnswerModel)
@@ -112,6 +121,7 @@ class Learner:
         return lm_tensors({name: one for name, one in self.actor.tensors().items() if name.startswith("lm.")})
 
 
+@closes_engines
 def train_ppo(
     world: World,
     checkpoint: Path,
@@ -121,30 +131,39 @@ def train_ppo(
     config: PPOConfig,
     optim: OptimConfig,
     saving: SavePoint | None = None,
+    planned: Sequence[int] | None = None,
     rollouts: RolloutSource | None = None,
 ) -> Trained:
-    """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns."""
-    learner = Learner.open(world, checkpoint, reference, reward, config, optim)
+    """Continues `checkpoint`. `rollouts` exists on rank 0 only; the others receive what it returns.
+
+    `planned`: how many answers each turn will have, for the rates' schedule; None: `config.rollouts`. Raises
+    ServiceError (retriable) where the first turn has none; a later turn without is counted and passed over.
+    """
+    learner = PPOTraining.open(world, checkpoint, reference, reward, config, optim, planned)
     engines = {"actor": learner.actor} | ({"critic": learner.critic} if learner.critic else {})
-    notes = Notes({"history": []})
-    inputs = fingerprint("ppo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim)
+    notes = Notes({"history": [], "empty": 0})
+    inputs = fingerprint("ppo", checkpoint, reference, *made_of(reward), imitations, config, optim, planned)
     turns = training_steps(engines, range(config.iterations), world, each_step(saving), inputs, notes)
     for turn, _ in turns:
         weights = learner.tensors() if turn else None
-        sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
+        sampled = world.from_rank0(partial(answers_of, rollouts, turn, weights) if rollouts else None)
         if not sampled:
-            break
+            notes.facts["empty"] += 1
+            log.warning("ppo turn %d of %d has no answer to learn from", turn + 1, config.iterations)
+            continue
         experience, seen = collect(learner, sampled)
         notes.facts["history"].append(seen | update(learner, experience, imitations, turn))
         log.info("ppo turn %d of %d: %s", turn + 1, config.iterations, notes.facts["history"][-1])
     history: list[dict[str, float]] = notes.facts["history"]
-    metrics: dict[str, Any] = {"ppo_turns": len(history)} | first_and_last(history, "ppo_")
+    metrics: dict[str, Any] = {"ppo_turns": len(history), "ppo_empty_turns": notes.facts["empty"]} | first_and_last(
+        history, "ppo_"
+    )
     metrics["kl"] = metrics.get("ppo_kl_last", 0.0)
     return Trained(learner.tensors(), metrics)
 
 
 @torch.no_grad()
-def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
+def collect(learner: PPOTraining, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
     """Scores rollouts and estimates advantages."""
     config = learner.config
     sequences = [rollout.sequence for rollout in rollouts]
@@ -184,7 +203,7 @@ def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experie
 
 
 def update(
-    learner: Learner, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
+    learner: PPOTraining, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
 ) -> dict[str, float]:
     """Some epochs over one turn's experience."""
     config, optim = learner.config, learner.optim
@@ -242,7 +261,7 @@ class Minibatch:
         return cls(answers, answers.weights * scales / tokens, advantages, returns, values)
 
 
-def policy_part(learner: Learner, part: Minibatch, watch: Watch, first: bool) -> Tensor:
+def policy_part(learner: PPOTraining, part: Minibatch, watch: Watch, first: bool) -> Tensor:
     """This part's share of the clipped surrogate, and of the value loss where the critic is the actor's head.
 
     `first`: nothing has been updated since the weights were staged.
@@ -257,7 +276,7 @@ def policy_part(learner: Learner, part: Minibatch, watch: Watch, first: bool) ->
     return loss + config.value_coefficient * value_loss(found.values, part, config)
 
 
-def value_part(learner: Learner, part: Minibatch) -> Tensor:
+def value_part(learner: PPOTraining, part: Minibatch) -> Tensor:
     assert learner.critic is not None
     values = learner.critic.module(*part.answers.batch.inputs(part.answers.batch.index))
     return value_loss(values, part, learner.config)

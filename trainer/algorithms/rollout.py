@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anyloop.modality import Modality
 from trainer.batches import TokenSequence
+from trainer.clients import ServiceError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,23 @@ class Rollout:
         return [value for span, value in zip(self.spans, values, strict=True) for _ in range(span.begin, span.end)]
 
 
+def require_answers(turn: int) -> None:
+    """For a turn that has got no answer. Raises ServiceError (retriable) at the first: weights that have learned
+    nothing would pass for new ones."""
+    if not turn:
+        raise ServiceError("no sampled answer could be learned from: none came back whole", retriable=True)
+
+
 # (turn, the new weights or None for those training began with) -> answers, on rank 0
 RolloutSource = Callable[[int, dict[str, Tensor] | None], list[Rollout]]
+
+
+def answers_of(rollouts: RolloutSource, turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
+    """What a turn has to learn from, on rank 0. Raises ServiceError as `require_answers`."""
+    found = rollouts(turn, weights)
+    if not found:
+        require_answers(turn)
+    return found
+
+
 Score = Callable[[Sequence[TokenSequence]], list[float]]

@@ -17,10 +17,13 @@ from trainer.algorithms.reward_model import RewardConfig, train_reward_model, wi
 from trainer.algorithms.rollout import Rollout, Score
 from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, collate
+from trainer.clients import ServiceError
 from trainer.distributed import World
+from trainer.engine import Engine, open_engine
 from trainer.examples import Example, Pair
 from trainer.grammar_table import GrammarTable
 from trainer.optimisation import OptimConfig
+from trainer.trained import Trained
 
 WORDS = ("red", "blue", "small", "large")
 
@@ -189,6 +192,55 @@ def test_ppo_makes_the_rewarded_arm_of_a_bandit_likely(
     assert trained.metrics["ppo_mismatch_max_last"] < 1e-4  # the new weights do reach the engine
     assert trained.metrics["ppo_turns"] == 5
     assert trained.tensors.keys() == AnswerModel.load(checkpoint).lm.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_a_first_turn_without_answers_is_an_error_and_a_later_one_is_counted(
+    checkpoint: Path, sequencer: Sequencer, name: str
+) -> None:
+    """Nothing sampled means nothing learned: the parent's weights must not be published as new ones."""
+    bandit = Bandit(checkpoint, sequencer)
+
+    def train(answered: set[int]) -> Trained:
+        def rollouts(turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
+            return bandit(turn, weights)[:4] if turn in answered else []
+
+        begin = (World(), checkpoint, checkpoint, EarlyTokensPay(), [])
+        if name == "ppo":
+            return train_ppo(*begin, PPOConfig(iterations=3), OptimConfig(), rollouts=rollouts)
+        return train_grpo(*begin, GRPOConfig(iterations=3), OptimConfig(), rollouts=rollouts)
+
+    with pytest.raises(ServiceError, match="no sampled answer") as raised:
+        train({1, 2})
+    assert raised.value.retriable
+    trained = train({0, 2})
+    assert (trained.metrics[f"{name}_turns"], trained.metrics[f"{name}_empty_turns"]) == (2, 1)
+
+
+def test_ppos_rates_are_planned_for_the_answers_there_will_be(
+    checkpoint: Path, sequencer: Sequencer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bandit, seen = Bandit(checkpoint, sequencer), []
+
+    def opened(module: torch.nn.Module, lr: float, steps: int, *rest: object) -> Engine:
+        seen.append(steps)
+        return open_engine(module, lr, steps, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trainer.algorithms.ppo.open_engine", opened)
+    config = PPOConfig(iterations=2, rollouts=64, batch=4, epochs=2)
+    for planned in ([6, 5], None):
+        train_ppo(
+            World(),
+            checkpoint,
+            checkpoint,
+            EarlyTokensPay(),
+            [],
+            config,
+            OptimConfig(),
+            planned=planned,
+            rollouts=lambda turn, weights: bandit(turn, weights)[: 6 - turn],
+        )
+    assert seen == [8, 8, 64, 64]  # actor and critic: 2 epochs of 2 steps in each of 2 turns; else 16 steps
 
 
 def test_grpo_makes_the_rewarded_arm_of_a_bandit_likely(checkpoint: Path, sequencer: Sequencer) -> None:
