@@ -124,7 +124,7 @@ class TrainerSettings(BaseSettings):
         gt=0,
         le=1,
         description="Most of the weight of a round's critiques, and of its pairs, that rests on one principal; where"
-        " fewer than 1/share speak, an equal part",
+        " fewer than 1/share speak, an equal part; it gives way before an example loses more than 3/4 of its weight",
     )
     robust_share: float = Field(
         RobustConfig.share,

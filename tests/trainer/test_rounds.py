@@ -163,7 +163,7 @@ def test_a_round_whose_answers_all_fail_is_tried_again_and_never_publishes_its_p
 
 def test_prompts_and_answers_that_are_too_long_to_train_on_are_counted(loop: Loop) -> None:
     loop.say(6)
-    options = {"algorithm": "ppo", "gate_timeout_s": 0, "critique_epochs": 0, "min_pairs": 0 + 1}
+    options = {"algorithm": "ppo", "gate_timeout_s": 0, "critique_epochs": 0, "min_pairs": 1}
     assert loop.learner(**options, max_tokens=384).once()
     long = " ".join(["Draw it."] * 30)
     event = spoken(loop.sequencer, "long", long, "red square")
