@@ -91,7 +91,7 @@ def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: b
 
 
 def _interrupt(stop: threading.Event) -> None:
-    """Ends the loop between rounds, and a running round at once: it resumes from its start."""
+    """Ends the loop between rounds, and a running round at once: it goes on at its last checkpoint."""
     if stop.is_set():
         return
     stop.set()

@@ -33,9 +33,10 @@ from trainer.optimisation import OptimConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 NOTES = "notes"  # the file of a loop's own tensors
+SCRATCH = ".writing"  # the folder of a checkpoint that is being written
 S = TypeVar("S")
 
 
@@ -130,15 +131,19 @@ def _save(engines: Mapping[str, Engine], world: World, saving: SavePoint, inputs
 
 
 def _write(target: Path, document: dict[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
-    scratch = target.with_name(f".{target.name}.tmp")
+    scratch = target.with_name(SCRATCH)
     forget(scratch)
-    scratch.mkdir(parents=True)
-    for name, some in tensors.items():
-        save_file({key: tensor.contiguous() for key, tensor in some.items()}, scratch / f"{name}.safetensors")
-    (scratch / STATE).write_text(json.dumps(document))
-    sync_tree(scratch)
-    forget(target)
-    scratch.rename(target)
+    try:
+        scratch.mkdir(parents=True)
+        for name, some in tensors.items():
+            save_file({key: tensor.contiguous() for key, tensor in some.items()}, scratch / f"{name}.safetensors")
+        (scratch / STATE).write_text(json.dumps(document))
+        sync_tree(scratch)
+        forget(target)
+        scratch.rename(target)
+    except BaseException:
+        forget(scratch)  # or a full disk would fill with what did not fit on it
+        raise
     sync(target.parent)
     for other in target.parent.iterdir():
         if other != target:
@@ -185,7 +190,7 @@ def _newest(folder: Path, inputs: str) -> Path | None:
 def _generators() -> dict[str, Any]:
     """The state of this process's random generators."""
     states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # to ask an accelerator that nobody uses would take memory of it
         states["cuda"] = torch.cuda.get_rng_state()
     return {name: base64.b64encode(bytes(state.tolist())).decode() for name, state in states.items()} | {
         "python": random.getstate()
@@ -197,5 +202,5 @@ def _restore_generators(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     setters = {"torch": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
     for name, restore in setters.items():
-        if name in states and (name == "torch" or torch.cuda.is_available()):
+        if name in states and (name == "torch" or torch.cuda.is_initialized()):
             restore(torch.tensor(list(base64.b64decode(states[name])), dtype=torch.uint8))

@@ -3,7 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,10 @@ from trainer.optimisation import OptimConfig
 BETAS = (0.9, 0.95)
 ADAPTER = "policy"  # the name of a module's adapter, where it shares its base with no other
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_opened: ContextVar[ExitStack | None] = ContextVar("opened", default=None)  # by the training call under way
 
 
 @dataclass
@@ -92,6 +100,9 @@ class Engine(ABC):
     @abstractmethod
     def _load(self, state: EngineState) -> None: ...
 
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing
+        """Lets go of what outlives the object. It can be used no more."""
+
     def _state_of(self, optimizer: torch.optim.Optimizer) -> EngineState:
         """Of an optimiser that holds the trained weights themselves."""
         state = EngineState(self.steps)
@@ -155,13 +166,36 @@ def open_engine(module: nn.Module, lr: float, total_steps: int, optim: OptimConf
 
     `module` is prepared in place: its precision, its checkpointing and, with LoRA, an adapter where it has none yet.
     """
+    module = prepare(with_adapter(module, optim), optim)
+    engine: Engine
+    if world.size == 1 and optim.offload == "none":
+        engine = AdamWEngine(module, lr, total_steps, optim)
+    else:
+        from trainer.zero import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(module, lr, total_steps, optim, world)
+    if (stack := _opened.get()) is not None:
+        stack.callback(engine.close)
+    return engine
+
+
+def with_adapter(module: nn.Module, optim: OptimConfig) -> nn.Module:
+    """`module` with an adapter, where the settings want one and it has none yet. In place."""
     if optim.lora_rank and getattr(module, "adapter", None) is None:
         model = getattr(module, "lm", None) or module.backbone
         add_adapter(model, ADAPTER, optim)
         use_adapter(module, model, ADAPTER)
-    module = prepare(module, optim)
-    if world.size == 1 and optim.offload == "none":
-        return AdamWEngine(module, lr, total_steps, optim)
-    from trainer.zero import DeepSpeedEngine
+    return module
 
-    return DeepSpeedEngine(module, lr, total_steps, optim, world)
+
+def closes_engines(train: Callable[P, R]) -> Callable[P, R]:
+    """A training call: the engines that are opened in it are closed when it ends, however it ends."""
+
+    @wraps(train)
+    def closing(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            token = _opened.set(stack)
+            stack.callback(_opened.reset, token)
+            return train(*args, **kwargs)
+
+    return closing

@@ -1,7 +1,7 @@
 """How a forward pass is computed: in which precision, and what it keeps for the backward pass."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,20 @@ from trainer.optimisation import OptimConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def prepare(module: nn.Module, optim: OptimConfig) -> nn.Module:
     """`module` with the precision and the checkpointing of the settings. In place; idempotent."""
     if optim.activation_checkpointing:
         for model in _outermost(module):
             checkpoint_activations(model)
+    return set_precision(module, optim)
+
+
+def set_precision(module: M, optim: OptimConfig) -> M:
+    """`module` with the precision of the settings: what frozen models need, so that they can be compared with trained
+    ones. In place; idempotent."""
     if optim.precision == "bf16" and not isinstance(module.forward, _Bfloat16):
         module.forward = _Bfloat16(module.forward)
     return module

@@ -132,6 +132,7 @@ class Learner:
                 self._journal.write("failure", round=claimed.id, attempt=attempts, reason=str(error))
                 if attempts >= self._settings.round_attempts and not away:
                     self._store.finish_round(claimed.id, f"failed: {error}")
+                    self._runner.forget_training()
                     return
                 if attempts >= self._settings.round_attempts and stop is None:
                     raise

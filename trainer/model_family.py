@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.answer_model import AnswerModel, ScalarModel
 from trainer.distributed import World
+from trainer.forward_pass import set_precision
 from trainer.lora import add_adapter, rename_adapter, use_adapter
 from trainer.optimisation import OptimConfig
 
@@ -26,7 +27,7 @@ class ModelFamily:
     def __init__(self, checkpoint: Path, optim: OptimConfig, world: World | None = None) -> None:
         deepspeed = optim.offload != "none" or (world is not None and world.size > 1)
         self.shared = bool(optim.lora_rank) and not (deepspeed and optim.zero_stage == 3)
-        self.checkpoint, self._optim = checkpoint, optim
+        self.checkpoint, self.world, self._optim = checkpoint, world, optim
         self._base: AnswerModel | None = None
 
     def policy(self, kind: type[M]) -> M:
@@ -42,10 +43,10 @@ class ModelFamily:
     def reference(self, checkpoint: Path) -> AnswerModel:
         """A frozen model; where it is this family's checkpoint, its base without an adapter."""
         if not self.shared or checkpoint != self.checkpoint:
-            return AnswerModel.load(checkpoint)
+            return set_precision(AnswerModel.load(checkpoint), self._optim)
         module = AnswerModel(self._lm().lm)
         use_adapter(module, module.lm, None)
-        return module
+        return set_precision(module, self._optim)
 
     def scalar(self, name: str, tensors: Mapping[str, Tensor] | None = None) -> ScalarModel:
         """A reward model or a value function: `tensors` are all of its weights, or those of an adapter and the head.
@@ -53,13 +54,13 @@ class ModelFamily:
         Without `tensors` its head is zero, and so is its adapter.
         """
         if not self._optim.lora_rank:
-            model = ScalarModel.load(self.checkpoint)
+            model = set_precision(ScalarModel.load(self.checkpoint), self._optim)
             if tensors is not None:
                 model.load_state_dict(dict(tensors))
             return model
         lm = self._lm().lm
         add_adapter(lm, name, self._optim)
-        model = ScalarModel(lm)
+        model = set_precision(ScalarModel(lm), self._optim)
         use_adapter(model, lm.get_decoder(), name)
         if tensors is not None:
             given = {rename_adapter(key, name): one for key, one in tensors.items()}

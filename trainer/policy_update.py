@@ -15,9 +15,11 @@ from trainer.algorithms.grpo import train_grpo
 from trainer.algorithms.ppo import train_ppo
 from trainer.algorithms.reward_model import TrainedReward, train_reward_model
 from trainer.algorithms.rollout import Rollout
+from trainer.checkpointing import fingerprint
 from trainer.examples import Examples, Pair, Seed
 from trainer.join import Joined
 from trainer.join_store import Round
+from trainer.kept_reward import KeptReward
 from trainer.logged_rollouts import Unset, logged_rollouts
 from trainer.reading import RewardReading
 from trainer.robust import smoothing
@@ -110,8 +112,13 @@ class PolicyUpdate:
         trainer = self._context.trainer
         start = self._context.registry.path(self._critique) if trainer.reward.start == "critique" else self._start
         saving = self._context.save_point(self._claimed, "reward")
-        config, optim, views = trainer.reward, trainer.optim, reading.pairs(pairs)
-        reward = self._context.world.call(train_reward_model, start, pairs, config, optim, saving, views)
+        config, optim, call = trainer.reward, trainer.optim, self._context.world.call
+        made_of = fingerprint("reward", start, self._critique, pairs, config, optim)
+        kept = KeptReward(saving.folder.with_name("finished-reward"), made_of)
+        if not saving.every:
+            return call(train_reward_model, start, pairs, config, optim, saving, reading.pairs(pairs))
+        views = kept.views(lambda: reading.pairs(pairs))
+        reward = kept.reward(start, lambda: call(train_reward_model, start, pairs, config, optim, saving, views))
         log.info("reward model: %s", reward.metrics)
         return reward
 

@@ -83,6 +83,10 @@ class RoundRunner:
         reached(FaultPoint.REGISTRY_PRUNED)
         return self._close(claimed, report, outcome)
 
+    def forget_training(self) -> None:
+        """Removes the checkpoints of trainings under way: of a round that will not be run again."""
+        forget(self._context.training_folder)
+
     def _prune_registry(self, candidate: str) -> None:
         undecided = {event.version for event in self._context.announcements.undecided("policy")}
         keep = self._context.trainer.keep_checkpoints

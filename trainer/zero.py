@@ -65,6 +65,14 @@ class DeepSpeedEngine(Engine):
         self.module.step()
         return total
 
+    def close(self) -> None:
+        """Frees weights, moments and gradients, which DeepSpeed's hooks on autograd's nodes would keep for ever."""
+        engine, optimizer = self.module, self.module.optimizer
+        engine.destroy()
+        for held in (*self.trained.values(), getattr(optimizer, "optimizer", optimizer), optimizer):
+            vars(held).clear()  # destroy() leaves cycles that the garbage collector cannot see through
+        self.trained = {}
+
     def tensors(self) -> dict[str, Tensor]:
         model = self.module.module
         names = {id(tensor): name for name, tensor in model.named_parameters()}

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere below.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -57,14 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan(workloads, kinds, 1 if options.quick else options.repeats, options.out)
     try:
         with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), Console(stderr=True).status("") as status:
-            report = measure(plan, status.update)
+            report = measure(plan, status.update, lambda found: write(plan.out, found))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    plan.out.mkdir(parents=True, exist_ok=True)
-    (plan.out / "trainer.json").write_text(json.dumps(report, indent=1) + "\n")
     show(report, console)
     return 1 if failed(report) else 0
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trainer.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def run_dpo(model: Path, material: Material, workload: Workload) -> Result:
     config = DPOConfig(lr=LR, sft_coefficient=0.0, batch=workload.pairs, epochs=1)
     pairs = [Pair(*pair, "preference", str(number)) for number, pair in enumerate(material.pairs)]
     module = AnswerModel.load(model)
-    result = Result(OURS, DPO, workload.pairs, _tokens(pairs) / (workload.steps + 1), base_rss=peak_rss())
+    result = Result(OURS, DPO, workload.pairs, _tokens(pairs) / (workload.steps + 1))
     began = time.perf_counter()
     sharing = prove_sharing(module, OPTIM.shared_prefix)
     scored = reference_scores(module, pairs, OPTIM.batch_tokens, sharing)
@@ -108,15 +108,15 @@ def run_online(kind: str, model: Path, material: Material, workload: Workload) -
             batch=workload.prompts,
             group=workload.group,
         )
-        learner: Any = grpo.Learner.open(World(), model, model, even, config, OPTIM)
+        learner: Any = grpo.GRPOTraining.open(World(), model, model, even, config, OPTIM)
         collect, update = grpo.collect, grpo.update
     else:
         settings = ppo.PPOConfig(
             actor_lr=LR, iterations=workload.online_steps + 1, rollouts=samples, epochs=1, batch=samples
         )
-        learner = ppo.Learner.open(World(), model, model, even, settings, OPTIM)
+        learner = ppo.PPOTraining.open(World(), model, model, even, settings, OPTIM)
         collect, update = ppo.collect, ppo.update  # type: ignore[assignment]
-    result = Result(OURS, kind, samples, 0.0, base_rss=peak_rss())
+    result = Result(OURS, kind, samples, 0.0)
     names = ("weights", "generate", "reward", "update")
     result.phases = {name: [] for name in names}
     tokens = []
@@ -147,7 +147,7 @@ def run_online(kind: str, model: Path, material: Material, workload: Workload) -
     return result
 
 
-def fixed_step(learner: grpo.Learner, fixed: Sequence[Fixed]) -> tuple[float, float]:
+def fixed_step(learner: grpo.GRPOTraining, fixed: Sequence[Fixed]) -> tuple[float, float]:
     """Loss and gradient norm on rollouts that both sides are given; moves nothing."""
     experience = [
         grpo.Experience(Rollout(one.prompt, one.answer, one.logprobs, (Modality.TEXT,)), one.advantage) for one in fixed

@@ -95,7 +95,7 @@ def run_dpo(model: Path, material: Material, workload: Workload) -> Result:
             **OPTIMISATION,
         )
         policy, laps = load(model), Laps()
-        result = Result(PEER, DPO, workload.pairs, tokens / (workload.steps + 1), base_rss=peak_rss())
+        result = Result(PEER, DPO, workload.pairs, tokens / (workload.steps + 1))
         scoring = _Timed(trl.DPOTrainer, "_precompute_ref_logps")
         with scoring:
             trainer = trl.DPOTrainer(
@@ -134,7 +134,7 @@ def run_online(model: Path, material: Material, workload: Workload) -> Result:
             **OPTIMISATION,
         )
         policy, laps = load(model), Laps()
-        result = Result(PEER, ONLINE, samples, 0.0, base_rss=peak_rss())
+        result = Result(PEER, ONLINE, samples, 0.0)
         trainer = trl.GRPOTrainer(
             policy,
             even_tokens,
@@ -232,4 +232,12 @@ class _Timed(_Sum):
 
 
 RUNS = {DPO: run_dpo, ONLINE: run_online}
+TRAINERS = {DPO: "DPOTrainer", ONLINE: "GRPOTrainer"}
+
+
+def import_all(kind: str) -> None:
+    """TRL imports its trainers when they are first named."""
+    getattr(trl, TRAINERS[kind])
+
+
 warnings.simplefilter("ignore")  # deprecations of the peer's own code are not ours to report

@@ -28,7 +28,7 @@ class Result:
     gradient_norms: list[float] = field(default_factory=list)
     fixed_loss: float | None = None  # of the online step on rollouts that both sides are given
     fixed_gradient_norm: float | None = None
-    base_rss: int = 0  # with everything imported and the model loaded
+    base_rss: int = 0  # peak before the work: everything imported, the model loaded once
     peak_rss: int = 0
 
     def to_json(self) -> dict[str, Any]:

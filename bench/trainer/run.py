@@ -28,8 +28,9 @@ NOTE = (
     "DPO: seconds of an update; the reference's log-probabilities, once per pair before, stand beside it. Online: a "
     "turn is generation, reward and update, with us also the new weights' way to the serving engine through a "
     "checkpoint. Losses and gradient norms of DPO are those of each step; online those of one batch of given rollouts, "
-    "since two samplers do not draw the same. Memory is the largest resident set, and how much of it came after "
-    "imports and model. Online answers of tiny-omni differ in length: with us its grammar holds, TRL samples freely. "
+    "since two samplers do not draw the same. Memory is the largest resident set (peak), and how much of it is above "
+    "that of a process that has imported the same and has loaded the model once. Online answers of tiny-omni differ in "
+    "length: with us its grammar holds, TRL samples freely. "
     "TRL 1.16 has no PPO."
 )
 
@@ -38,8 +39,13 @@ class ContenderFailed(RuntimeError):
     """A contender's process ended without a result."""
 
 
-def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """The report. A contender that fails stands in `errors`, and the others go on."""
+def measure(
+    plan: Plan, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None] = lambda report: None
+) -> dict[str, Any]:
+    """The report. A contender that fails stands in `errors`, and the others go on.
+
+    `keep` gets it after every workload, as far as it is.
+    """
     began = time.time()
     rows: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
@@ -59,14 +65,16 @@ def measure(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
                     except ContenderFailed as error:
                         errors.append({"model": workload.model, "contender": name, "kind": kind, "error": str(error)})
             rows += [{"model": workload.model} | merged(results).to_json() for results in found.values() if results]
-    return {
-        "note": NOTE,
-        "environment": environment(),
-        "plan": plan.to_json(),
-        "rows": rows,
-        "errors": errors,
-        "seconds": time.time() - began,
-    }
+        report = {
+            "note": NOTE,
+            "environment": environment(),
+            "plan": plan.to_json(),
+            "rows": rows,
+            "errors": errors,
+            "seconds": time.time() - began,
+        }
+        keep(report)
+    return report
 
 
 def run_contender(contender: str, kind: str, model: Path, material: Path, workload: Workload) -> Result:
@@ -78,17 +86,23 @@ def run_contender(contender: str, kind: str, model: Path, material: Path, worklo
         "material": str(material),
         "workload": asdict(workload),
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "bench.trainer.worker", json.dumps(job)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "bench.trainer.worker", json.dumps(job)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ContenderFailed(f"no result after {TIMEOUT_S:.0f} s") from error
     if process.returncode:
         raise ContenderFailed(f"exit code {process.returncode}: {process.stderr.strip()[-2000:]}")
-    return Result(**json.loads(process.stdout.splitlines()[-1]))
+    try:
+        return Result(**json.loads(process.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise ContenderFailed(f"no result in its output: {process.stdout.strip()[-500:]!r}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bench.trainer.material import Material
 from bench.trainer.plan import OURS, Workload
+from bench.trainer.result import peak_rss
 
 
 def main() -> None:
@@ -29,9 +30,21 @@ def main() -> None:
     if job["contender"] == OURS:
         from bench.trainer.ours import RUNS
     else:
-        from bench.trainer.peer import RUNS
+        from bench.trainer.peer import RUNS, import_all
+
+        import_all(job["kind"])
+    base = base_rss(Path(job["model"]))
     result = RUNS[job["kind"]](Path(job["model"]), material, workload)
+    result.base_rss = base
     print(json.dumps(result.to_json()))
+
+
+def base_rss(model: Path) -> int:
+    """The peak so far, once the model has been loaded and let go: the same point on both sides."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+    return peak_rss()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The comparison with TRL: its verdicts on given rows, rounds by phase, and one real run of a tiny batch."""
 
 import json
+import subprocess
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def test_online_steps_are_compared_on_given_rollouts_or_not_at_all() -> None:
     assert (found.compared, found.difference, found.met) == (True, "", False)  # 2 x is the aim
     assert not failed({"rows": rows, "errors": []})
     (free,) = comparisons([row("anyloop", 1.0, "grpo"), row("trl", 2.5, "grpo")])
-    assert (free.compared, free.met) == (False, True)
+    assert (free.compared, free.met, free.verdict) == (False, False, "not compared")
+    (nothing,) = comparisons([row("anyloop", 1.0, losses=[], gradient_norms=[]), row("trl", 2.5)])
+    assert nothing.verdict == "not compared"
 
 
 def test_repeats_are_one_row_with_all_steps_and_the_largest_memory() -> None:
@@ -70,6 +73,57 @@ def test_repeats_are_one_row_with_all_steps_and_the_largest_memory() -> None:
     second = Result("trl", "grpo", 8, 120.0, [3.0], phases={"generate": [0.7]}, peak_rss=9, losses=[0.2])
     found = merged([first, second])
     assert (found.steps_s, found.phases, found.peak_rss, found.tokens) == ([1.0, 3.0], {"generate": [0.5, 0.7]}, 9, 110)
+
+
+def test_a_busy_machine_decides_nothing() -> None:
+    """Wall and CPU time disagree by more than a fifth."""
+    (found,) = comparisons([row("anyloop", 1.0), row("trl", 2.0, cpu_s=[1.6] * 3)])
+    assert (found.verdict, found.met) == ("busy machine", False)
+    (calm,) = comparisons([row("anyloop", 1.0), row("trl", 2.0, cpu_s=[1.7] * 3)])
+    assert calm.verdict == "met"
+
+
+def test_memory_is_told_whole_and_above_what_both_sides_begin_with() -> None:
+    (found,) = comparisons([row("anyloop", 1.0), row("trl", 1.6, peak_rss=600 << 20, base_rss=200 << 20)])
+    assert (found.memory, found.memory_above_base) == (0.5, 0.5)
+    (other,) = comparisons([row("anyloop", 1.0), row("trl", 1.6, peak_rss=600 << 20, base_rss=500 << 20)])
+    assert (other.memory, other.memory_above_base) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (subprocess.TimeoutExpired("worker", 1.0), "no result after 600 s"),
+        (subprocess.CompletedProcess([], 0, "", ""), "no result in its output"),
+        (subprocess.CompletedProcess([], 0, "loading\n", ""), "loading"),
+    ],
+    ids=["timeout", "empty", "other"],
+)
+def test_a_contender_without_a_result_costs_its_row_only(
+    process: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other contender's row is in the report, which is kept after each workload."""
+
+    def started(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        job = json.loads(command[-1])
+        if job["contender"] == "anyloop":
+            result = Result("anyloop", "dpo", 8, 100.0, [1.0], [1.0])
+            return subprocess.CompletedProcess([], 0, json.dumps(result.to_json()), "")
+        if isinstance(process, Exception):
+            raise process
+        return process  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("bench.trainer.run.subprocess.run", started)
+    monkeypatch.setattr("bench.trainer.run.model_directory", lambda name, folder: folder)
+    monkeypatch.setattr("bench.trainer.run.make", lambda workload, model: Material([], [], [], 9, 0, 10))
+    kept: list[int] = []
+    report = measure(
+        Plan((QUICK, QUICK), (DPO,), 1, tmp_path), lambda _: None, lambda one: kept.append(len(one["rows"]))
+    )
+    assert [one["contender"] for one in report["rows"]] == ["anyloop", "anyloop"]
+    assert all(said in one["error"] for one in report["errors"])
+    assert len(report["errors"]) == 2
+    assert kept == [1, 2]
 
 
 def test_the_table_shows_failures_and_verdicts() -> None:

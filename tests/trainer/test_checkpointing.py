@@ -1,5 +1,7 @@
 """Checkpoints of a training under way: when they are written, what is taken up again and what is not."""
 
+import errno
+import itertools
 import json
 import logging
 import random
@@ -9,11 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer import checkpointing
+from trainer.algorithms import feedback_modelling
+from trainer.algorithms.feedback_modelling import FeedbackModellingConfig, train_critic
 from trainer.answer_model import AnswerModel, token_logprobs
 from trainer.batches import TokenSequence, collate
 from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
 from trainer.engine import Engine, open_engine
+from trainer.examples import Example
 from trainer.optimisation import OptimConfig
 
 DATA = [TokenSequence((1, 2, 3 + i), (20, 21 + i, 7)) for i in range(8)]
@@ -112,6 +118,68 @@ def test_a_disk_that_takes_no_checkpoint_does_not_stop_the_training(
     with caplog.at_level(logging.WARNING):
         assert train(opened(checkpoint), SavePoint(tmp_path / "state", 3), fresh()) == list(range(8))
     assert "no checkpoint after step 3" in caplog.text
+
+
+def test_a_full_disk_is_not_filled_with_unfinished_checkpoints(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before them stands, and nothing else."""
+    saving = SavePoint(tmp_path / "state", 1)
+    whole = checkpointing.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        whole(tensors, path)
+        if folders(saving)[-1] == "step-00000002":
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(checkpointing, "save_file", full)
+    train(opened(checkpoint), saving, fresh(), stop=6)
+    assert folders(saving) == ["step-00000002"]
+    assert caplog.text.count("no space left") == 3
+
+
+def test_an_accelerator_that_nobody_uses_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: pytest.fail("this takes memory of the accelerator"))
+    assert set(checkpointing._generators()) == {"torch", "python"}
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["whole", "lora"])
+def test_a_critic_notes_what_it_trains_and_nothing_before_its_first_good_epoch(
+    checkpoint: Path, tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And still hands back a plain model: the best epoch's, or the one it began with."""
+    examples = [Example(one, str(number)) for number, one in enumerate(DATA)]
+    sizes: list[int] = []
+    whole = checkpointing.save_file
+
+    def watched(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.stem == checkpointing.NOTES:
+            sizes.append(sum(one.numel() for one in tensors.values()))
+        whole(tensors, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", watched)
+    optim = OptimConfig(lora_rank=rank)
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        config = FeedbackModellingConfig(lr=1e-2, epochs=2, batch=4)
+        return train_critic(
+            World(), checkpoint, examples, examples, config, optim, SavePoint(tmp_path / name, 1)
+        ).tensors
+
+    start = AnswerModel.load(checkpoint).lm.state_dict()
+    better = trained("better")
+    losses = itertools.count(1.0)
+    monkeypatch.setattr(feedback_modelling, "mean_loss", lambda *_: next(losses))
+    worse = trained("worse")
+    assert better.keys() == worse.keys() == start.keys()
+    assert all(torch.equal(worse[name], start[name]) for name in start)
+    assert not all(torch.equal(better[name], start[name]) for name in start)
+    engine = open_engine(AnswerModel.load(checkpoint), 1e-2, 1, optim, World())
+    own = sum(one.numel() for one in engine.trained.values())
+    assert set(sizes) == {0, own}
+    assert sizes[0] == 0
 
 
 def test_zero_steps_mean_no_checkpoints(checkpoint: Path, tmp_path: Path) -> None:

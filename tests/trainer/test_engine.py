@@ -26,6 +26,10 @@ def test_shards_are_equally_long_and_repeats_weigh_nothing() -> None:
     assert sum(weight for shard in shards for _, weight in shard) == 4
 
 
+def test_a_shard_of_nothing_is_nothing() -> None:
+    assert World().shard([]) == []
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYLOOP_TRAINER_ALGORITHM", "ppo")
     monkeypatch.setenv("ANYLOOP_TRAINER_DPO_BETA", "0.2")

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.algorithms.dpo import DPOConfig, train_dpo
 from trainer.answer_model import AnswerModel, ScalarModel, token_logprobs
 from trainer.batches import TokenSequence, collate
 from trainer.distributed import World
 from trainer.engine import open_engine
+from trainer.examples import Pair
 from trainer.forward_pass import prepare
+from trainer.model_family import ModelFamily
 from trainer.optimisation import OptimConfig
 
 SEQUENCES = [TokenSequence(tuple(range(1, 30)), (20, 21 + i, 7)) for i in range(4)]
@@ -122,3 +125,19 @@ def test_a_step_sums_the_gradients_of_its_micro_batches(checkpoint: Path) -> Non
 def test_offload_that_zero_cannot_do_is_refused_at_once(stage: int, offload: str) -> None:
     with pytest.raises(ValueError, match="ANYLOOP_TRAINER_ZERO_STAGE"):
         OptimConfig(zero_stage=stage, offload=offload)  # type: ignore[arg-type]
+
+
+def test_policy_and_reference_are_compared_in_the_same_precision(checkpoint: Path) -> None:
+    """What has not been trained has a margin of nothing and has gone nowhere, in bf16 too."""
+    pairs = [Pair((1, 2, 3 + i), (20, 21 + i, 7), (30, 31 + i), "preference", str(i)) for i in range(6)]
+    config = DPOConfig(lr=1e-12, batch=6, epochs=1, sft_coefficient=0.0)
+    optim = OptimConfig(precision="bf16", warmup=0.0)
+    metrics = train_dpo(World(), checkpoint, checkpoint, pairs, [], config, optim).metrics
+    assert metrics["dpo_margin_first"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-5)
+    plain = AnswerModel.load(checkpoint)
+    expected = token_logprobs(prepare(plain, optim), collate(SEQUENCES))  # type: ignore[type-var]
+    family = ModelFamily(checkpoint, optim)
+    assert torch.equal(token_logprobs(family.reference(checkpoint), collate(SEQUENCES)), expected)
+    # Not so in fp32, or this test could not fail.
+    assert not torch.equal(token_logprobs(AnswerModel.load(checkpoint), collate(SEQUENCES)), expected)

@@ -10,6 +10,7 @@ from tests.trainer.loop import Loop, open_sqlite_loop
 from tests.trainer.processes import start_learner
 from tests.trainer.test_fault_points import died, environment, gate_beside, learned
 from trainer.fault_points import FaultPoint
+from trainer.rounds import RoundRunner
 
 # Twelve answers: pairs for several steps of two, and a critique model with as many.
 OPTIONS = {"dpo_batch": 2, "critique_batch": 2, "checkpoint_every": 1}
@@ -33,6 +34,7 @@ def steps_saved(loop: Loop, name: str) -> list[int]:
     ]
 
 
+@pytest.mark.e2e
 def test_a_killed_training_ends_in_the_same_weights(
     loop: Loop, tmp_path: Path, checkpoint: Path, sequencer: Sequencer
 ) -> None:
@@ -50,8 +52,24 @@ def test_a_killed_training_ends_in_the_same_weights(
 def test_a_killed_ppo_round_goes_on_with_the_turn_after_its_last(
     loop: Loop, tmp_path: Path, checkpoint: Path, sequencer: Sequencer
 ) -> None:
-    options = {"algorithm": "ppo", "ppo_iterations": 3, "critique_epochs": 0, "reward_batch": 64}
-    learn(loop, {f"{FaultPoint.TRAINING_SAVED}:3": {"reward": [1], "policy": [2]}}, **options)
+    """The reward model is not made again: its critiques of the pairs are as they were."""
+    options = {"algorithm": "ppo", "ppo_iterations": 2, "critique_epochs": 0, "reward_batch": 64}
+    learn(loop, {f"{FaultPoint.TRAINING_SAVED}:2": {"reward": [1], "policy": [1]}}, **options)
     with open_sqlite_loop(tmp_path / "undisturbed", checkpoint, sequencer) as other:
-        learn(other, {}, **options)
+        other.say(12)
+        assert other.with_gate(other.learner(**(OPTIONS | options)))
         assert learned(loop) == learned(other)
+
+
+def test_a_round_that_is_given_up_leaves_no_checkpoints(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.say(4)
+    learner = loop.learner(round_attempts=1)
+    left = loop.home / "trainer" / "training" / "round" / "policy"
+
+    def fail(*_: object) -> str:
+        left.mkdir(parents=True)
+        raise ValueError("nobody can mend this")
+
+    monkeypatch.setattr(RoundRunner, "run", fail)
+    assert learner.once()
+    assert not left.exists()

@@ -19,8 +19,9 @@ from trainer.answer_model import AnswerModel, score_sequences, token_logprobs
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import Engine, open_engine
+from trainer.engine import Engine, closes_engines, open_engine
 from trainer.examples import Example, Pair
+from trainer.forward_pass import set_precision
 from trainer.optimisation import OptimConfig
 from trainer.prefix_proof import prove_sharing
 from trainer.shared_prefix import Group, Sharing, group_pairs
@@ -47,6 +48,7 @@ WATCHED = 64  # about so many pairs tell how far the policy went
 Scored = tuple[Pair, float, float]  # a pair with the reference's summed log-probabilities of chosen and rejected
 
 
+@closes_engines
 def train_dpo(
     world: World,
     checkpoint: Path,
@@ -61,6 +63,8 @@ def train_dpo(
     module = AnswerModel.load(checkpoint)
     anchor = module if reference == checkpoint else AnswerModel.load(reference)
     sharing = prove_sharing(module, optim.shared_prefix)
+    # Before anything is scored, or the margins would begin with the difference of two precisions.
+    module, anchor = set_precision(module, optim), set_precision(anchor, optim)
     watched = pairs[:: max(1, len(pairs) // WATCHED)]
     if config.reference_free:
         scored = [(pair, 0.0, 0.0) for pair in pairs]

@@ -12,13 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from trainer.algorithms.supervised import answer_tokens, mean_loss, sft_micro_losses, typical_weight
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import open_engine
+from trainer.engine import closes_engines, open_engine, with_adapter
 from trainer.examples import Example
+from trainer.lora import merged
 from trainer.optimisation import OptimConfig
 from trainer.trained import Trained, lm_tensors
 
@@ -67,6 +70,7 @@ def mix(
     return mixed
 
 
+@closes_engines
 def train_critic(
     world: World,
     checkpoint: Path,
@@ -76,12 +80,15 @@ def train_critic(
     optim: OptimConfig,
     saving: SavePoint | None = None,
 ) -> Trained:
-    """Continues `checkpoint` on `examples`; the epoch with the lowest loss on `held_out` wins, the start included."""
+    """Continues `checkpoint` on `examples`; the epoch with the lowest loss on `held_out` wins, the start included.
+
+    The weights are on rank 0 only.
+    """
     module = AnswerModel.load(checkpoint)
     total = steps_in(len(examples), config.batch, config.epochs)
     engine = open_engine(module, config.lr, total, optim, world)
     before = mean_loss(engine.module, held_out, optim.batch_tokens)
-    notes = Notes({"best": before, "best_epoch": 0, "waited": 0, "loss": None}, engine.tensors())
+    notes = Notes({"best": before, "best_epoch": 0, "waited": 0, "loss": None})
     typical = typical_weight([one.weight for one in examples])
     inputs = fingerprint("critic", checkpoint, examples, held_out, config, optim)
     steps = _steps(len(examples), config, optim.seed)
@@ -103,7 +110,7 @@ def train_critic(
         log.info("critique model, epoch %d: training %.3f, held out %.3f", epoch, facts["loss"], now)
         if math.isnan(now) or now < facts["best"]:
             facts |= {"best": now, "best_epoch": epoch, "waited": 0}
-            notes.tensors = engine.tensors()
+            notes.tensors = engine.trained_tensors()
             continue
         facts["waited"] += 1
         if facts["waited"] >= config.patience:
@@ -116,7 +123,16 @@ def train_critic(
         "critique_train_loss": notes.facts["loss"],
         "critique_epochs": notes.facts["best_epoch"],
     }
-    return Trained(lm_tensors(notes.tensors), metrics)
+    return Trained(_whole(checkpoint, notes.tensors, optim) if world.rank == 0 else {}, metrics)
+
+
+def _whole(checkpoint: Path, trained: dict[str, Tensor], optim: OptimConfig) -> dict[str, Tensor]:
+    """The LM's weights with what was trained of them: some of the weights, or an adapter; nothing: `checkpoint`'s."""
+    module = AnswerModel.load(checkpoint)
+    if trained:
+        module = with_adapter(module, optim)
+        module.load_state_dict(trained, strict=False)
+    return lm_tensors(merged({name: one.detach() for name, one in module.state_dict().items()}, module))
 
 
 def _steps(count: int, config: FeedbackModellingConfig, seed: int) -> Iterator[tuple[int, list[int], bool]]:

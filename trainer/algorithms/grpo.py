@@ -25,14 +25,14 @@ from trainer.algorithms.losses import (
     group_advantages,
     kl_per_token,
 )
-from trainer.algorithms.reward_model import Reward, open_reward
-from trainer.algorithms.rollout import Rollout, RolloutSource, Score, require_answers
+from trainer.algorithms.reward_model import Reward, made_of, open_reward
+from trainer.algorithms.rollout import Rollout, RolloutSource, Score, answers_of
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import Engine, open_engine
+from trainer.engine import Engine, closes_engines, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
 from trainer.model_family import ModelFamily
@@ -73,7 +73,7 @@ class Experience:
 
 
 @dataclass
-class Learner:
+class GRPOTraining:
     """The actor, the reference (None without KL), the reward, and the grammar (None: free text)."""
 
     actor: Engine
@@ -88,7 +88,7 @@ class Learner:
     @classmethod
     def open(
         cls, world: World, checkpoint: Path, reference: Path, reward: Reward, config: GRPOConfig, optim: OptimConfig
-    ) -> "Learner":
+    ) -> "GRPOTraining":
         family = ModelFamily(checkpoint, optim, world)
         policy = family.policy(AnswerModel)
         table = GrammarTable(SequenceLayout.load(checkpoint), int(policy.lm.config.vocab_size))
@@ -99,6 +99,7 @@ class Learner:
         return cls(actor, anchor, open_reward(reward, family, optim), table, sharing, config, optim, world)
 
 
+@closes_engines
 def train_grpo(
     world: World,
     checkpoint: Path,
@@ -114,15 +115,14 @@ def train_grpo(
 
     Raises ServiceError (retriable) where the first turn has no answer; a later turn without is counted and passed over.
     """
-    learner = Learner.open(world, checkpoint, reference, reward, config, optim)
+    learner = GRPOTraining.open(world, checkpoint, reference, reward, config, optim)
     notes = Notes({"history": [], "empty": 0})
-    inputs = fingerprint("grpo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim)
+    inputs = fingerprint("grpo", checkpoint, reference, *made_of(reward), imitations, config, optim)
     turns = training_steps({"actor": learner.actor}, range(config.iterations), world, each_step(saving), inputs, notes)
     for turn, _ in turns:
         weights = lm_tensors(learner.actor.tensors()) if turn else None
-        sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
+        sampled = world.from_rank0(partial(answers_of, rollouts, turn, weights) if rollouts else None)
         if not sampled:
-            require_answers(turn)
             notes.facts["empty"] += 1
             log.warning("grpo turn %d of %d has no answer to learn from", turn + 1, config.iterations)
             continue
@@ -138,7 +138,7 @@ def train_grpo(
 
 
 @torch.no_grad()
-def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
+def collect(learner: GRPOTraining, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
     """Scores the answers, and compares those of a group."""
     sequences = [rollout.sequence for rollout in rollouts]
     scores = torch.tensor(learner.score([rollout.read for rollout in rollouts]))
@@ -164,7 +164,7 @@ def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experie
 
 
 def update(
-    learner: Learner, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
+    learner: GRPOTraining, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
 ) -> dict[str, float]:
     """Some epochs over one turn's answers; a step takes whole groups."""
     config, optim = learner.config, learner.optim
@@ -207,7 +207,7 @@ def factors(chosen: Sequence[Experience], config: GRPOConfig, tokens_per_step: f
 
 
 def policy_part(
-    learner: Learner, step: Sequence[tuple[Experience, float]], group: Group, watch: Watch, first: bool
+    learner: GRPOTraining, step: Sequence[tuple[Experience, float]], group: Group, watch: Watch, first: bool
 ) -> Tensor:
     """The share of a `group` in the loss of a `step`: answers with the factor of each.
 

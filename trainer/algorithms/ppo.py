@@ -25,14 +25,14 @@ from trainer.algorithms.losses import (
     ppo_value_loss,
     whiten,
 )
-from trainer.algorithms.reward_model import Reward, open_reward, value_model
-from trainer.algorithms.rollout import Rollout, RolloutSource, Score, require_answers
+from trainer.algorithms.reward_model import Reward, made_of, open_reward, value_model
+from trainer.algorithms.rollout import Rollout, RolloutSource, Score, answers_of
 from trainer.algorithms.supervised import answer_tokens, sft_micro_losses
 from trainer.answer_model import AnswerModel
 from trainer.batches import shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, each_step, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import Engine, open_engine
+from trainer.engine import Engine, closes_engines, open_engine
 from trainer.examples import Example
 from trainer.grammar_table import GrammarTable
 from trainer.model_family import ModelFamily
@@ -77,7 +77,7 @@ class Experience:
 
 
 @dataclass
-class Learner:
+class PPOTraining:
     """Actor and critic (None: the actor's own head), the reference, the reward, and the grammar (None: free text)."""
 
     actor: Engine
@@ -100,7 +100,7 @@ class Learner:
         config: PPOConfig,
         optim: OptimConfig,
         planned: Sequence[int] | None = None,
-    ) -> "Learner":
+    ) -> "PPOTraining":
         """`planned`: answers per turn; None: `config.rollouts` in each."""
         answers = [config.rollouts] * config.iterations if planned is None else planned
         updates = max(1, sum(steps_in(count, config.batch, config.epochs) for count in answers))
@@ -121,6 +121,7 @@ class Learner:
         return lm_tensors({name: one for name, one in self.actor.tensors().items() if name.startswith("lm.")})
 
 
+@closes_engines
 def train_ppo(
     world: World,
     checkpoint: Path,
@@ -138,18 +139,15 @@ def train_ppo(
     `planned`: how many answers each turn will have, for the rates' schedule; None: `config.rollouts`. Raises
     ServiceError (retriable) where the first turn has none; a later turn without is counted and passed over.
     """
-    learner = Learner.open(world, checkpoint, reference, reward, config, optim, planned)
+    learner = PPOTraining.open(world, checkpoint, reference, reward, config, optim, planned)
     engines = {"actor": learner.actor} | ({"critic": learner.critic} if learner.critic else {})
     notes = Notes({"history": [], "empty": 0})
-    inputs = fingerprint(
-        "ppo", checkpoint, reference, getattr(reward, "tensors", None), imitations, config, optim, planned
-    )
+    inputs = fingerprint("ppo", checkpoint, reference, *made_of(reward), imitations, config, optim, planned)
     turns = training_steps(engines, range(config.iterations), world, each_step(saving), inputs, notes)
     for turn, _ in turns:
         weights = learner.tensors() if turn else None
-        sampled = world.from_rank0(partial(rollouts, turn, weights) if rollouts else None)
+        sampled = world.from_rank0(partial(answers_of, rollouts, turn, weights) if rollouts else None)
         if not sampled:
-            require_answers(turn)
             notes.facts["empty"] += 1
             log.warning("ppo turn %d of %d has no answer to learn from", turn + 1, config.iterations)
             continue
@@ -165,7 +163,7 @@ def train_ppo(
 
 
 @torch.no_grad()
-def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
+def collect(learner: PPOTraining, rollouts: Sequence[Rollout]) -> tuple[list[Experience], dict[str, float]]:
     """Scores rollouts and estimates advantages."""
     config = learner.config
     sequences = [rollout.sequence for rollout in rollouts]
@@ -205,7 +203,7 @@ def collect(learner: Learner, rollouts: Sequence[Rollout]) -> tuple[list[Experie
 
 
 def update(
-    learner: Learner, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
+    learner: PPOTraining, experience: Sequence[Experience], imitations: Sequence[Example], turn: int
 ) -> dict[str, float]:
     """Some epochs over one turn's experience."""
     config, optim = learner.config, learner.optim
@@ -263,7 +261,7 @@ class Minibatch:
         return cls(answers, answers.weights * scales / tokens, advantages, returns, values)
 
 
-def policy_part(learner: Learner, part: Minibatch, watch: Watch, first: bool) -> Tensor:
+def policy_part(learner: PPOTraining, part: Minibatch, watch: Watch, first: bool) -> Tensor:
     """This part's share of the clipped surrogate, and of the value loss where the critic is the actor's head.
 
     `first`: nothing has been updated since the weights were staged.
@@ -278,7 +276,7 @@ def policy_part(learner: Learner, part: Minibatch, watch: Watch, first: bool) ->
     return loss + config.value_coefficient * value_loss(found.values, part, config)
 
 
-def value_part(learner: Learner, part: Minibatch) -> Tensor:
+def value_part(learner: PPOTraining, part: Minibatch) -> Tensor:
     assert learner.critic is not None
     values = learner.critic.module(*part.answers.batch.inputs(part.answers.batch.index))
     return value_loss(values, part, learner.config)

@@ -22,7 +22,7 @@ from trainer.answer_model import ScalarModel
 from trainer.batches import TokenSequence, shuffled_steps, steps_in
 from trainer.checkpointing import Notes, SavePoint, fingerprint, training_steps
 from trainer.distributed import World
-from trainer.engine import open_engine
+from trainer.engine import closes_engines, open_engine
 from trainer.examples import Pair
 from trainer.model_family import ModelFamily
 from trainer.optimisation import OptimConfig
@@ -103,7 +103,12 @@ def value_model(reward: Reward, family: ModelFamily, optim: OptimConfig) -> Scal
 
 
 def _home(reward: TrainedReward, family: ModelFamily, optim: OptimConfig) -> ModelFamily:
-    return family if reward.checkpoint == family.checkpoint else ModelFamily(reward.checkpoint, optim)
+    return family if reward.checkpoint == family.checkpoint else ModelFamily(reward.checkpoint, optim, family.world)
+
+
+def made_of(reward: Reward) -> tuple[object, ...]:
+    """What tells one reward from another, for `fingerprint`."""
+    return (reward.checkpoint, reward.view, reward.tensors) if isinstance(reward, TrainedReward) else ()
 
 
 def with_critique(sequencer: Sequencer, sequence: TokenSequence, critique: str) -> TokenSequence:
@@ -113,6 +118,7 @@ def with_critique(sequencer: Sequencer, sequence: TokenSequence, critique: str) 
     return TokenSequence(tuple(asked), tuple(sequencer.answer([critique] if critique else [])))
 
 
+@closes_engines
 def train_reward_model(
     world: World,
     checkpoint: Path,

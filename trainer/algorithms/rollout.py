@@ -87,4 +87,14 @@ def require_answers(turn: int) -> None:
 
 # (turn, the new weights or None for those training began with) -> answers, on rank 0
 RolloutSource = Callable[[int, dict[str, Tensor] | None], list[Rollout]]
+
+
+def answers_of(rollouts: RolloutSource, turn: int, weights: dict[str, Tensor] | None) -> list[Rollout]:
+    """What a turn has to learn from, on rank 0. Raises ServiceError as `require_answers`."""
+    found = rollouts(turn, weights)
+    if not found:
+        require_answers(turn)
+    return found
+
+
 Score = Callable[[Sequence[TokenSequence]], list[float]]

@@ -26,7 +26,7 @@ from tests.trainer.algorithms.trl_peer import (
     right_padded,
     tokenizer,
 )
-from trainer.algorithms.grpo import GRPOConfig, Learner, collect, update
+from trainer.algorithms.grpo import GRPOConfig, GRPOTraining, collect, update
 from trainer.algorithms.losses import group_advantages
 from trainer.algorithms.rollout import Rollout, Span
 from trainer.answer_model import AnswerModel, score_sequences
@@ -60,7 +60,7 @@ def ours(config: GRPOConfig, some: Sequence[Rollout], optim: OptimConfig = OPTIM
     engine = open_engine(policy, 1e-6, 1, optim, World())  # a step leaves its gradients where they are
     reference = AnswerModel(llama(1)) if config.kl else None
     sharing = prove_sharing(policy, optim.shared_prefix)
-    learner = Learner(engine, reference, lambda sequences: REWARDS, None, sharing, config, optim, World())
+    learner = GRPOTraining(engine, reference, lambda sequences: REWARDS, None, sharing, config, optim, World())
     experience, _ = collect(learner, some)
     found = update(learner, experience, [], 0)
     return Measured.of(found["policy_loss"], policy.lm)
