@@ -158,7 +158,9 @@ def told(work: Work) -> list[Pair]:
 
 
 def read(work: Work, answers: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """What the reward model reads: an answer, and what the critique model says of it."""
+    """What the reward model reads: an answer and, unless it is set to less, what the critique model says of it."""
+    if work.settings.reward.view == "answer":
+        return list(answers)
     said = remarks(work.critic, answers)
     return [with_critique(work.critic.sequencer, one, words) for one, words in zip(answers, said, strict=True)]
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from anyloop.cli.app import app
 from anyloop.cli.exits import ExitCode
+from anyloop.cli.output import console
 from anyloop.config import Settings
 from anyloop.datasets.progress import only_one
 from anyloop.log import FEEDBACK, RESPONSES, open_log
@@ -58,7 +59,7 @@ def test_only_one_subtask(tmp_path: Path, home: Path, runner: CliRunner, subtask
 def test_what_was_not_understood_stands_on_the_screen_and_record_by_record(
     tmp_path: Path, home: Path, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)  # a dumb terminal has 80, whatever COLUMNS says
     good = {"question": "q", "response_1": "a", "response_2": "b", **said(), "mood": "merry"}
     write_jsonl(tmp_path / "data" / "t2t.jsonl", [good, {"question": "q"}])
     (tmp_path / "data" / "videos.zip").write_bytes(b"")

@@ -52,6 +52,7 @@ def test_a_later_round_begins_where_the_one_before_ended() -> None:
         "pairs": "llf-dpo.pairs.n400.s0.r3",
         "model": "model.n0.s0",
         "policy": "llf-dpo.n400.s0.r2",
+        "earlier": "llf-dpo.pairs.n400.s0.r2",
     }
     second = needs(plan, needs(plan, third)["critic"])["previous"]
     assert second.id == "llf-dpo.critic.n400.s0.r2"
