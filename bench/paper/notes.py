@@ -5,13 +5,15 @@ from __future__ import annotations
 HOW = (
     "Every method begins with tiny-omni trained on for 300 steps on its own corpus with 95 % of the critiques in it "
     "careless. The shipped model names what is wrong exactly at temperature 0 before anybody has said a word, so that "
-    "language feedback would have nothing to teach its critique model; of the careless one's critiques about one in a "
-    "hundred is exact. It answers and refines as the shipped one does.",
+    "language feedback would have nothing to teach its critique model; of the careless one's critiques two or three "
+    "in a hundred are exact. It answers and refines as the shipped one does.",
     "Each round has 640 logged answers of the training split. People annotate the first of them; every method may use "
     "all the prompts: language methods refine what their critique model finds wrong, in logged and in fresh answers, "
     "PPO samples answers to them.",
     "A person who prefers one of two answers says which has fewer faults; where both have as many, the annotation is "
     "spent and tells nothing (about half of them). One critique in ten names only some of several faults.",
+    "From the second round on, the gate of the service decides on 30 prompts per subtask of its own split whether new "
+    "weights replace the old ones, and a quarter of the pairs are of the round before.",
     "Reward models of both kinds read the answer and what the critique model says of it: the careless one's words for "
     "binary feedback, which has no words to teach another, the taught one's for language feedback.",
     "Every method has the same base, the same prompts and the same number of annotations by people. Of one seed, "
@@ -32,7 +34,11 @@ TUNED: tuple[str, ...] = (
     "2e-4 x 4: 63.1; the base 50.8.",
     "LLF-DPO: 2e-4 x 1: 77.2 %, 2e-4 x 2: 82.4 (taken), 1e-4 x 2: 80.4, 2e-4 x 2 with beta 0.3: 83.8.",
     "PPO's rates and turns were found with another reward, the shipped critique model's verdicts, and are the same for "
-    "both kinds of feedback (there LLF-PPO 80.9 %, PPO 45.4).",
+    "both kinds of feedback: LLF-PPO 80.9 %, PPO 45.4. For PPO on preferences other settings were tried afterwards: a "
+    "reward model that reads answers alone 41.8 %, an actor's rate of 5e-5 49.8, a weight of KL of 0.2 50.8; none "
+    "beats the base, 50.8.",
+    "The rounds were first run without the gate: 83.7, 87.4, 83.0, 83.4 %; seeing the third fall, the gate and the "
+    "earlier pairs, which the service has, were put in.",
 )
 
 CAUTION = (

@@ -13,6 +13,7 @@ from bench.paper.peers import ABLATION, PANELS
 from bench.paper.plots import draw
 from bench.paper.progress import duration
 from bench.paper.verdicts import points, times
+from trainer.config import TrainerSettings
 
 Document = Mapping[str, Any]
 _GROUPS = ("mean", "generation", "understanding")
@@ -294,9 +295,13 @@ def _settings(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
     settings = {method: found for method, found in document["settings"].items() if found}
     if not settings:
         return
-    yield "What each method was run with:"
+    yield "Settings of each method that are not the trainer's defaults:"
     yield ""
-    rows = ([method, ", ".join(f"`{name}={one}`" for name, one in found.items())] for method, found in settings.items())
+    usual = TrainerSettings().model_dump(mode="json")
+    rows = (
+        [method, ", ".join(f"`{name}={one}`" for name, one in found.items() if usual.get(name) != one) or "-"]
+        for method, found in settings.items()
+    )
     yield table(["", "settings"], rows).replace("---:", "---")
 
 

@@ -24,7 +24,7 @@ def record(cell: Cell, rate: Rates) -> Record:
         "commit": "c0ffee",
         "seconds": 10.0 if cell.kind in METHODS else 100.0,
         "peak_rss_bytes": 2**30 if cell.kind == "critic" else 2**29,
-        "settings": {"dpo_lr": 2e-4} if cell.kind in METHODS else {},
+        "settings": {"dpo_lr": 5e-4} if cell.kind in METHODS else {},
         "metrics": {},
     }
     if cell.kind in METHODS:

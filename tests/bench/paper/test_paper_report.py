@@ -50,7 +50,7 @@ def test_every_method_and_subtask_stands_on_the_page_with_its_interval() -> None
     assert "| base | 50.0 |" in page
     assert "4.00 x [" in page
     assert "## Round after round" in page
-    assert "| dpo | `dpo_lr=0.0002` |" in page
+    assert "| dpo | `dpo_lr=0.0005` |" in page  # what is not the trainer's default
     assert "make experiment-paper" in page
     assert "commit c0ffee" in page
     assert "Student's t over the seeds" in page
