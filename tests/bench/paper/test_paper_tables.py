@@ -163,4 +163,4 @@ def test_methods_beyond_the_plan_do_not_show() -> None:
     found = tables(small, cells, records)
     assert [row["method"] for row in found["main"]] == ["base", "llf-dpo"]
     assert list(found["settings"]) == ["llf-dpo"]
-    assert found["settings"]["llf-dpo"] == {"dpo_lr": 2e-4}
+    assert found["settings"]["llf-dpo"] == {"dpo_lr": 5e-4}
