@@ -1,6 +1,6 @@
 """From all the pairs there are to those that a round trains on, each with its weight. Pure.
 
-In this order: a share is set aside to watch; people's own come first and the rest is cut; earlier rounds' are mixed in;
+In this order: a share of the machine-made ones is set aside to watch; people's own come first and the rest is cut; earlier rounds' are mixed in;
 kinds of work are balanced; and last, whatever the weights are by then, no voice has more than its share.
 """
 
@@ -57,8 +57,11 @@ def select_pairs(
         left_out["too_long"] += too_long
     watching = settings.forgetting != "off" and len(fitting) >= ENOUGH_TO_HOLD_OUT
     share = settings.forgetting_held_out if settings.forgetting != "off" else 0.0
-    watched = [pair for pair in fitting if watching and is_held_out(pair.source, share)]
-    learned = [pair for pair in fitting if not (watching and is_held_out(pair.source, share))]
+    # What people gave is always learned from: only answers that nobody made a pair of may watch.
+    peoples = {pair.source for pair in fitting if pair.origin != "self-improving"}
+    sources = {pair.source for pair in fitting if watching and is_held_out(pair.source, share)} - peoples
+    watched = [pair for pair in fitting if pair.source in sources]
+    learned = [pair for pair in fitting if pair.source not in sources]
 
     own = [pair for pair in learned if pair.origin != "self-improving"]
     improved = [pair for pair in learned if pair.origin == "self-improving"]

@@ -1,6 +1,7 @@
 """From the pairs there are to those that a round trains on."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,16 @@ def test_a_share_of_a_large_round_is_watched_and_never_trained_on(sequencer: Seq
     assert not watched & {pair.source for pair in found.pairs}
     off = select_pairs(made, [], sequencer.layout, TrainerSettings(forgetting="off"), 1)
     assert (len(off.pairs), off.watched) == (200, [])
+
+
+def test_what_people_gave_is_always_learned_from(sequencer: Sequencer, make) -> None:  # type: ignore[no-untyped-def]
+    machine = [make(n) for n in range(200)]
+    people = [replace(pair, origin="refinement") for pair in machine[:150]]
+    settings = TrainerSettings(forgetting_held_out=0.2, replay_pairs=0, max_pairs=1000)
+    found = select_pairs([*people, *machine[100:]], [], sequencer.layout, settings, 1)
+    assert sum(pair.origin == "refinement" for pair in found.pairs) == 150
+    assert found.watched
+    assert not {pair.source for pair in found.watched} & {pair.source for pair in found.pairs}
 
 
 def test_earlier_rounds_are_mixed_in_with_less_weight_and_their_held_out_pairs_watch(
