@@ -1,7 +1,8 @@
 """From all the pairs there are to those that a round trains on, each with its weight. Pure.
 
-In this order: a share of the machine-made ones is set aside to watch; people's own come first and the rest is cut; earlier rounds' are mixed in;
-kinds of work are balanced; and last, whatever the weights are by then, no voice has more than its share.
+In this order: a share of the machine-made ones is set aside to watch; people's own come first and the rest is cut;
+earlier rounds' are mixed in; kinds of work are balanced; and last, whatever the weights are by then, no voice has more
+than its share.
 """
 
 import random
