@@ -319,7 +319,8 @@ def _again(document: Document, plots: Mapping[str, str]) -> Iterator[str]:
         f"{where['torch']}, transformers {where['transformers']}; {where['threads_per_cell']} thread per cell."
     )
     yield ""
-    yield "`bench-out/paper.json` has the figures of every cell, `bench-out/paper/full/cells` each prompt's outcome."
+    cells = f"bench-out/paper/{document['plan']['name']}/cells"
+    yield f"`bench-out/paper.json` has the figures of every cell, `{cells}` each prompt's outcome."
 
 
 def _cells(document: Document) -> int:

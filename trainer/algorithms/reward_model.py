@@ -45,7 +45,7 @@ class RewardConfig:
     batch: int = 8  # pairs per optimiser step
     regularisation: float = 0.001  # weight of mean(score^2): keeps the scores near zero
     # Few pairs do not teach a scalar head to compare an answer with its prompt (53 % right on held-out pairs of the
-    # reference world after 40 preferences); to read what a taught critique model says of it they do (90 %).
+    # reference world after 40 preferences); to read what a taught critique model says of it they do (90 %; tried once).
     view: View = "critique"
     start: Literal["policy", "critique"] = "critique"  # the weights it begins from
 
