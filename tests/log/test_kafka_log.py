@@ -175,6 +175,14 @@ class TestOnTheWire:
         assert ids(log.read("small")) == [f"e{number}" for number in range(50)]
 
 
+def marked(log: KafkaLog, partition: int, end: int) -> None:
+    """Waits for a transaction's marker: the broker writes it after it has acknowledged the transaction's end."""
+    deadline = time.monotonic() + 10
+    while log.end_offsets(RESPONSES)[partition] < end:
+        assert time.monotonic() < deadline, "the transaction's marker does not come"
+        time.sleep(0.01)
+
+
 class TestGaps:
     def test_a_replay_and_a_consumer_pass_over_the_markers_and_the_records_of_transactions(
         self, log: KafkaLog, prefix: str, foreign: Callable[..., KafkaProducer]
@@ -192,6 +200,7 @@ class TestGaps:
             ]
             producer.send(prefix + RESPONSES, value=b"", key=b"k", headers=headers, partition=part).get(10)
             end()
+            marked(log, part, 1 + 2 * number)
         # e0 0, e1 1, commit 2, aborted 3, abort 4
         assert log.append(RESPONSES, event(5)).offset == 5
         assert [(r.event.id, r.offset) for r in log.read(RESPONSES)] == [("e0", 0), ("e1", 1), ("e5", 5)]
@@ -208,6 +217,7 @@ class TestGaps:
         producer.begin_transaction()
         producer.send(prefix + RESPONSES, value=b"", key=b"k", partition=part).get(10)
         producer.abort_transaction()
+        marked(log, part, 3)
         began = time.monotonic()
         assert ids(log.read(RESPONSES)) == ["e0"]
         assert list(log.read(RESPONSES, partition=part, offset=2)) == []
