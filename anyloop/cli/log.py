@@ -16,7 +16,7 @@ _POLL_S = 0.5
 @app.command()
 def read(
     topic: Annotated[
-        str, typer.Argument(help="responses, feedback, critiques, checkpoints, NAME.dlq, or a full name.")
+        str, typer.Argument(help="responses, feedback, critiques, checkpoints, audit, NAME.dlq, or a full name.")
     ],
     since: Annotated[str, typer.Option(help="15m, 2h, 3d, or an ISO 8601 time.")] = "",
     partition: Annotated[int | None, typer.Option(help="Only this partition.")] = None,
@@ -44,7 +44,8 @@ def read(
 @app.command()
 def tail(
     topic: Annotated[
-        list[str] | None, typer.Argument(help="responses, feedback, critiques, checkpoints; default: all four.")
+        list[str] | None,
+        typer.Argument(help="responses, feedback, critiques, checkpoints, audit; default: the first four."),
     ] = None,
     last: Annotated[int, typer.Option("-n", "--last", min=0, help="Begin with so many old records.")] = 10,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f", help="Go on as records arrive.")] = True,
@@ -52,11 +53,11 @@ def tail(
 ) -> None:
     """Print the newest records, then new ones as they arrive, until Ctrl-C (with --json one document per line)."""
     from anyloop.cli.looking import opened_to_look
-    from anyloop.cli.records import SHORT_NAMES, print_record, topic_name
+    from anyloop.cli.records import FLOWS, print_record, topic_name
     from anyloop.cli.runfile import log_url
     from anyloop.log import UnknownTopic
 
-    names = [topic_name(name) for name in topic] if topic else list(SHORT_NAMES.values())
+    names = [topic_name(name) for name in topic] if topic else list(FLOWS.values())
     with opened_to_look(log_url(Settings())) as log:
         try:
             ends = {name: log.end_offsets(name) for name in names}

@@ -8,9 +8,10 @@ import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.output import message_dict
-from anyloop.log import CHECKPOINTS, CRITIQUES, FEEDBACK, RESPONSES, PoisonEvent, Record
+from anyloop.log import AUDIT, CHECKPOINTS, CRITIQUES, FEEDBACK, RESPONSES, PoisonEvent, Record
 
-SHORT_NAMES = {"responses": RESPONSES, "feedback": FEEDBACK, "critiques": CRITIQUES, "checkpoints": CHECKPOINTS}
+FLOWS = {"responses": RESPONSES, "feedback": FEEDBACK, "critiques": CRITIQUES, "checkpoints": CHECKPOINTS}
+SHORT_NAMES = {**FLOWS, "audit": AUDIT}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _BULKY = ("prompt_token_ids", "output_token_ids", "output_logprobs", "refined_token_ids")
 

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 from anyloop.log.errors import CommitFailed, EventTooLarge, LogError, PoisonEvent, SpoolFull, UnknownTopic
 from anyloop.log.events import Event, Position, Record
 from anyloop.log.interface import (
+    AUDIT,
     CHECKPOINTS,
     CRITIQUES,
     FEEDBACK,
@@ -22,6 +23,7 @@ from anyloop.log.interface import (
 from anyloop.log.topics import topic_specs
 
 __all__ = [
+    "AUDIT",
     "CHECKPOINTS",
     "CRITIQUES",
     "FEEDBACK",

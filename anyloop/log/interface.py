@@ -13,6 +13,7 @@ from typing import Literal, Self
 from anyloop.log.errors import CommitFailed, EventTooLarge, LogError, PoisonEvent, SpoolFull, UnknownTopic
 from anyloop.log.events import Event, Position, Record
 from anyloop.log.topics import (
+    AUDIT,
     CHECKPOINTS,
     CRITIQUES,
     FEEDBACK,
@@ -25,6 +26,7 @@ from anyloop.log.topics import (
 )
 
 __all__ = [
+    "AUDIT",
     "CHECKPOINTS",
     "CRITIQUES",
     "FEEDBACK",

@@ -13,6 +13,7 @@ RESPONSES = "anyloop.responses.v1"
 FEEDBACK = "anyloop.feedback.v1"
 CRITIQUES = "anyloop.critiques.v1"
 CHECKPOINTS = "anyloop.checkpoints.v1"
+AUDIT = "anyloop.audit.v1"
 
 
 def dlq(topic: str) -> str:
@@ -80,9 +81,10 @@ def standard_topics(
     replication: int | None = None,
     min_insync: int | None = None,
 ) -> tuple[TopicSpec, ...]:
-    """The four topics and their dead letters.
+    """The four topics and their dead letters, and the audit trail, which nobody consumes.
 
     Checkpoint announcements are few and their order matters: one partition, the newest of each key is kept for ever.
+    So does that of the audit trail, of which everything is kept for ever.
     """
     main = (
         *(
@@ -94,7 +96,7 @@ def standard_topics(
     dead = (
         TopicSpec(dlq(spec.name), spec.partitions, False, retention_hours, replication, min_insync) for spec in main
     )
-    return main + tuple(dead)
+    return (*main, *dead, TopicSpec(AUDIT, 1, False, None, replication, min_insync))
 
 
 def topic_specs(settings: "Settings") -> tuple[TopicSpec, ...]:

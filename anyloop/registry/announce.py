@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from anyloop import audit
 from anyloop.log import CHECKPOINTS, Event, EventLog, PoisonEvent
 from protos.anyloop.v1 import events_pb2
 
@@ -15,6 +16,9 @@ State = events_pb2.CheckpointEvent.State
 CANDIDATE = events_pb2.CheckpointEvent.STATE_CANDIDATE
 PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
 REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
+APPROVED = events_pb2.CheckpointEvent.STATE_APPROVED
+
+_ACTIONS = {PROMOTED: "promote", REJECTED: "reject", APPROVED: "approve"}  # decisions, which the audit trail keeps
 
 
 def announce(
@@ -28,8 +32,14 @@ def announce(
     reason: str = "",
     decided_by: str = "",
     report: Mapping[str, Any] | None = None,
+    action: str = "",
+    audit_id: str = "",
 ) -> None:
-    """Durable when it returns. `state` is a value of CheckpointEvent.State or a name ("promoted")."""
+    """Durable when it returns. `state` is a value of CheckpointEvent.State or a name ("promoted").
+
+    A decision enters the audit trail first, so that none takes effect unseen: as `action` where its state does not say
+    enough ("rollback"), under `audit_id` where a killed process may announce the same decision again.
+    """
     message = events_pb2.CheckpointEvent(
         lineage=lineage,
         version=version,
@@ -41,6 +51,16 @@ def announce(
         created_unix_ms=time.time_ns() // 1_000_000,
         report_json=json.dumps(report) if report else "",
     )
+    if act := _ACTIONS.get(message.state):
+        audit.record(
+            log,
+            action=action or act,
+            subject=version,
+            actor=decided_by or "anyloop",
+            reason=reason,
+            details={"lineage": lineage, "digest": digest, "parent": parent},
+            audit_id=audit_id,
+        )
     log.append(CHECKPOINTS, Event.wrap(message, key=version, source=f"registry/{decided_by or 'anyloop'}"))
 
 

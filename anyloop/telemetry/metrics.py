@@ -95,6 +95,7 @@ LOG_APPEND_ERRORS = Counter("anyloop_log_append_errors", "Appends to a Kafka log
 LOG_APPEND = Histogram(
     "anyloop_log_append_seconds", "From an append to a Kafka log to its acknowledgement", ["topic"], buckets=_APPEND
 )
+AUDIT_FAILURES = Counter("anyloop_audit_failures", "Entries that the audit trail could not take")
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
 
 _version_lock = threading.Lock()

@@ -82,7 +82,7 @@ def poison() -> Event:
 
 def test_an_unknown_state_is_refused(log: EventLog) -> None:
     with pytest.raises(ValueError):
-        announce(log, "policy", "v", "approved")
+        announce(log, "policy", "v", "wonderful")
 
 
 class TestWatcher:

@@ -90,10 +90,12 @@ class CheckpointEvent(_message.Message):
         STATE_CANDIDATE: _ClassVar[CheckpointEvent.State]
         STATE_PROMOTED: _ClassVar[CheckpointEvent.State]
         STATE_REJECTED: _ClassVar[CheckpointEvent.State]
+        STATE_APPROVED: _ClassVar[CheckpointEvent.State]
     STATE_UNSPECIFIED: CheckpointEvent.State
     STATE_CANDIDATE: CheckpointEvent.State
     STATE_PROMOTED: CheckpointEvent.State
     STATE_REJECTED: CheckpointEvent.State
+    STATE_APPROVED: CheckpointEvent.State
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -113,3 +115,25 @@ class CheckpointEvent(_message.Message):
     created_unix_ms: int
     report_json: str
     def __init__(self, lineage: _Optional[str] = ..., version: _Optional[str] = ..., parent: _Optional[str] = ..., state: _Optional[_Union[CheckpointEvent.State, str]] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[str] = ..., created_unix_ms: _Optional[int] = ..., report_json: _Optional[str] = ...) -> None: ...
+
+class AuditEvent(_message.Message):
+    __slots__ = ("audit_id", "action", "subject", "actor", "reason", "outcome", "details_json", "host", "created_unix_ms")
+    AUDIT_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_JSON_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    audit_id: str
+    action: str
+    subject: str
+    actor: str
+    reason: str
+    outcome: str
+    details_json: str
+    host: str
+    created_unix_ms: int
+    def __init__(self, audit_id: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ..., details_json: _Optional[str] = ..., host: _Optional[str] = ..., created_unix_ms: _Optional[int] = ...) -> None: ...
