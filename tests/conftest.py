@@ -1,5 +1,5 @@
-"""Real Kafka brokers for the tests that ask for one. Without Java and Maven such a test is skipped, and says so; with
-CI=true it fails.
+"""Real Kafka brokers and a real Kubernetes control plane for the tests that ask for one. Without what they are made of
+(Java and Maven; Go) such a test is skipped, and says so; with CI=true it fails.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ from kafka import KafkaAdminClient
 
 from anyloop.cli.exits import CommandError
 from anyloop.cli.kafka.broker import LocalBroker
+from tests.k8s.controlplane.build import ControlPlaneMissing
+from tests.k8s.controlplane.cluster import ControlPlane
 
 NewBroker = Callable[..., LocalBroker]
 
@@ -28,7 +30,7 @@ def new_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewBroker]:
             try:
                 return broker.start()
             except CommandError as error:
-                if os.environ.get("CI", "").lower() in ("1", "true"):
+                if _in_ci():
                     pytest.fail(f"CI needs a Kafka broker: {error}", pytrace=False)
                 pytest.skip(f"NO KAFKA BROKER, nothing of this is tested: {error}")
 
@@ -53,3 +55,21 @@ def kafka_url(kafka_servers: str) -> Iterator[str]:
             admin.delete_topics(topics)
         if groups := [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(prefix)]:
             admin.delete_groups(groups)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """kube-apiserver on etcd, shared by the tests of a process: take a namespace of your own. A machine's first run
+    builds them (`python -m tests.k8s.controlplane`), which takes minutes."""
+    with contextlib.ExitStack() as at_the_end:
+        try:
+            plane = at_the_end.enter_context(ControlPlane(tmp_path_factory.mktemp("control-plane")))
+        except ControlPlaneMissing as error:
+            if _in_ci():
+                pytest.fail(f"CI needs a Kubernetes control plane: {error}", pytrace=False)
+            pytest.skip(f"NO KUBERNETES API SERVER, nothing of this is tested: {error}")
+        yield plane
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true")
