@@ -1,0 +1,1 @@
+"""The controller: PolicyRollout resources into changes of weights, replica by replica."""
