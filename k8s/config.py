@@ -5,11 +5,12 @@
 *Which cluster*: `ANYLOOP_CONTROLLER_KUBECONFIG` (a file; else `KUBECONFIG`, else the pod's service account, else
 ~/.kube/config), `ANYLOOP_CONTROLLER_CONTEXT` (a context of it).
 *Which loop*: the settings that all processes share (anyloop/config.py): `ANYLOOP_LOG_URL` (the log whose APPROVED
-events it rolls out and where it announces), `ANYLOOP_TLS_*` (towards the replicas' control ports), `ANYLOOP_LOG_LEVEL`,
-`ANYLOOP_METRICS_PORT` and `ANYLOOP_HEALTH_PORT` (of the controller itself), `ANYLOOP_BIND`.
-*Which pods*: those that a PolicyRollout selects and that match `ANYLOOP_CONTROLLER_POD_SELECTOR`. A pod takes part with a
-`status.podIP`, a container port named `control` (gRPC ControlService), the condition Ready, and, for analysis, a container
-port named `metrics` (HTTP, /metrics).
+events it rolls out and where it announces), `ANYLOOP_TLS_*` (towards the replicas' control ports, whose certificates
+name `ANYLOOP_TLS_SERVER_NAME`), `ANYLOOP_LOG_LEVEL`, `ANYLOOP_METRICS_PORT` and `ANYLOOP_HEALTH_PORT` (of the controller
+itself: SERVING while it watches, leader or not), `ANYLOOP_BIND`.
+*Which pods*: those that a PolicyRollout selects and that match `ANYLOOP_CONTROLLER_POD_SELECTOR`. A pod takes part with
+a `status.podIP`, a container port named `control` (gRPC ControlService), the condition Ready, and, for analysis, a
+container port named `metrics` (HTTP, /metrics).
 
 Several controllers may run: the holder of the Lease acts, the others wait.
 """
@@ -55,9 +56,6 @@ class ControllerSettings(BaseSettings):
     prometheus_url: str = Field("", description="Of metrics that name no address")
     prometheus_token_file: Path | None = Field(None, description="Bearer token, sent to prometheus_url only")
     scraped_replicas: int = Field(50, ge=1, description="Replicas of each kind whose metrics a measurement reads")
-
-    # Control ports under TLS
-    tls_server_name: str = Field("", description="Name that the replicas' certificates carry; empty is their pod IP")
 
     @model_validator(mode="after")
     def _lease_times_fit(self) -> "ControllerSettings":
