@@ -9,26 +9,6 @@ from anyloop.registry.manifest import CheckpointError, FileEntry
 _PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 
 
-def safetensors_digest(directory: Path) -> str:
-    """`weights_digest` over all tensors of the directory's safetensors files, as fp32. Raises CheckpointError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from anyloop.models.digest import weights_digest
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            loaded = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from error
-        tensors |= {name: tensor.float() for name, tensor in loaded.items()}
-    if not tensors:
-        raise CheckpointError(f"{directory} holds no safetensors file")
-    return weights_digest(tensors)
-
-
 def describe_files(folder: Path) -> dict[str, FileEntry]:
     files: dict[str, FileEntry] = {}
     for path in sorted(folder.rglob("*")):

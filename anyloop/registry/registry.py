@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anyloop.registry.files import describe_files, safetensors_digest, sha256, sync, sync_tree
+from anyloop.registry.files import describe_files, sha256, sync, sync_tree
 from anyloop.registry.manifest import MANIFEST, CheckpointError, Manifest
 from anyloop.registry.retired import Retired
+from anyloop.registry.weights import safetensors_digest
 
 __all__ = ["Progress", "Registry", "safetensors_digest"]
 
