@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile experiment-paper clean
+.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile bench-rollout manifests experiment-paper clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell sha256sum pyproject.toml | cut -c1-16)
 # Java and Maven, which run and bring the Kafka broker. Its jars go to a cache outside the checkout.
 BROKER := $(VENV)/.broker-$(shell sha256sum anyloop/cli/kafka/pom.xml | cut -c1-16)
+# A real kube-apiserver and etcd, built once by Go into a cache outside the checkout; and promtool for the alert rules.
+CLUSTER := $(VENV)/.cluster-$(shell cat tests/k8s/controlplane/go.sum tests/k8s/controlplane/*/main.go | sha256sum | cut -c1-16)
+PROMTOOL := $(BIN)/promtool
 # Several processes share the cores; torch's own thread pools would fight over them.
 export OMP_NUM_THREADS ?= 1
 
@@ -32,7 +35,7 @@ $(STAMP): pyproject.toml
 	echo "Setting up $(VENV) with $$("$$python" --version) (minutes on the first run)"
 	test -x $(BIN)/python || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on torch==2.13.0
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[triton,trainer,data,k8s,dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[triton,trainer,data,k8s,s3,dev]'
 	rm -f $(VENV)/.ready-*
 	touch $@
 .ONESHELL:
@@ -52,6 +55,29 @@ $(BROKER): $(STAMP)
 	  echo "No Java 17 and Maven here: a Kafka broker of this machine's own cannot run (apt-get install openjdk-17-jre-headless maven)" >&2
 	fi
 
+# Without it, and where it cannot be built, tests on a real API server are skipped with a word (in CI they fail).
+$(CLUSTER): $(STAMP)
+	@if command -v go >/dev/null; then
+	  nice $(BIN)/python -m tests.k8s.controlplane
+	  rm -f $(VENV)/.cluster-*
+	  touch $@
+	else
+	  echo "No Go 1.26 here: kube-apiserver and etcd for the controller's tests cannot be built" >&2
+	fi
+
+# The same for promtool, which checks the alert rules. Unpacked, not installed: Debian's package would start a server.
+$(PROMTOOL): $(STAMP)
+	@if command -v promtool >/dev/null; then ln -sf "$$(command -v promtool)" $@; exit; fi
+	if command -v apt-get >/dev/null; then
+	  echo "Fetching promtool (package prometheus)"
+	  folder=$$(mktemp -d)
+	  trap 'rm -rf "$$folder"' EXIT
+	  chmod 755 "$$folder"
+	  (cd "$$folder"; apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }) 2>/dev/null || true
+	  for package in "$$folder"/*.deb; do dpkg -x "$$package" "$$folder" && install -m 755 "$$folder/usr/bin/promtool" $@; done || true
+	fi
+	test -x $@ || echo "No promtool here: the alert rules cannot be tested (Debian's package prometheus has it)" >&2
+
 demo: $(STAMP) $(if $(filter kafka,$(LOG)),$(BROKER))  ## The whole loop: serve, listen, learn, swap; ends with demo-out/demo-report.html (LOG=kafka too)
 	$(BIN)/anyloop demo $(if $(LOG),--log $(LOG))
 
@@ -70,10 +96,10 @@ lint: $(STAMP)  ## ruff check and format
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
-unit: $(STAMP) $(BROKER)  ## Tests that start no service (generated code and wire compatibility among them)
+unit: $(STAMP) $(BROKER) $(CLUSTER) $(PROMTOOL)  ## Tests that start no service (generated code and wire compatibility among them)
 	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
 
-e2e: $(STAMP) $(BROKER)  ## Tests that start real processes, one after another
+e2e: $(STAMP) $(BROKER) $(CLUSTER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q
 
 test-faults: $(STAMP) $(BROKER)  ## Kills, full disks and cut networks under load, on a real broker: bench-out/faults.json (ONLY=broker for one)
@@ -108,6 +134,12 @@ bench-trainer: $(STAMP)  ## DPO, GRPO and PPO steps beside TRL's, and a round by
 
 bench-hostile: $(STAMP)  ## What 10 and 30 % of hostile critiques do, with and without the robust mode: bench-out/hostile.json
 	$(BIN)/python -m bench.hostile
+
+bench-rollout: $(STAMP) $(CLUSTER)  ## A rollout over three replicas under load, and over up to 1,000 simulated ones: bench-out/rollout.json
+	$(BIN)/python -m bench.rollout
+
+manifests: $(STAMP)  ## k8s/base (kustomize) from the chart with its default values
+	$(BIN)/python -m k8s.manifests
 
 experiment-paper: $(STAMP)  ## The paper's table and ablation in the reference world (QUICK=1: three seeds, under 40 minutes; JOBS=2)
 	$(BIN)/python -m bench.paper $(if $(QUICK),--quick) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only '$(ONLY)')
