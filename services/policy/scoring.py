@@ -25,6 +25,7 @@ from services.policy.engine import Engine, EngineRunner, WeightSet
 from services.policy.engine.answer_masks import FREE_ROW, AnswerState, MaskTable
 from services.policy.engine.forward.fused import FusedForward
 from services.policy.engine.forward.interface import ScoreMasks
+from services.policy.engine.not_finite import NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,8 @@ class Scorer:
                     found = self._runner.call(lambda _: score(weights, chosen, self._masks.rows)).result()  # noqa: B023
                 for i, logprobs in zip(part, found, strict=True):
                     scores[i] = logprobs.numpy()
+                    if np.isnan(scores[i]).any():
+                        raise HostError("INTERNAL", f"the model failed: {NotFinite(weights.version)}", retriable=False)
         finally:
             self._runner.call(lambda engine: engine.weights.release(weights))
         return {"logprobs": scores, "version": weights.version}

@@ -21,6 +21,7 @@ from services.policy.engine.answer_masks import FREE_ROW, MaskTable
 from services.policy.engine.budget import ReadBudget
 from services.policy.engine.checkpoint import WeightSet
 from services.policy.engine.forward import RowCache
+from services.policy.engine.not_finite import NotFinite, Scrubber, without_numbers
 from services.policy.engine.prefixes import PrefixTable
 from services.policy.engine.reading import PromptReader
 from services.policy.engine.request import Request
@@ -69,6 +70,7 @@ class Engine:
         self.forward_kind = ""  # of the forwards that share the cache
         self.running: list[Request] = []  # index = decode row
         self.waiting = FairQueue(queue)
+        self._scrubber = Scrubber(self.prefixes)
         self._left: list[End] = []  # ends that happened between two steps
         self.reading_seconds = 0.0  # of the last step, what it spent on the prompts of new requests
         self.decoded = False  # the last step had answers to go on with
@@ -230,8 +232,16 @@ class Engine:
             rows = [r.answer.row(r.remaining) if r.answer is not None else FREE_ROW for r in group]
             logits += self._masks.rows[rows]
         draws = sample(logits, group)
-        advanced = [self._advance(*one, weights.version) for one in zip(group, *draws, strict=True)]
-        return [End(request, finished) for request, finished in zip(group, advanced, strict=True) if finished]
+        lost = without_numbers(group, draws.logprobs)
+        if lost:
+            self._scrubber.broken(weights.version, cache, range(len(self.running), self._slots))
+            self._left.extend(self._fail(lost, NotFinite(weights.version)))
+        advanced = [
+            (drawn[0], self._advance(*drawn, weights.version))
+            for drawn in zip(group, *draws, strict=True)
+            if not lost or drawn[0] not in lost
+        ]
+        return [End(request, finished) for request, finished in advanced if finished]
 
     def _advance(self, request: Request, token: int, logprob: float, top: TopLogprobs | None, version: str) -> str:
         """Adds a token to the answer; says how it ended the answer, or ""."""
@@ -282,12 +292,15 @@ class Engine:
 
     def _free_slot(self, request: Request) -> None:
         """The last row moves into the one that becomes free."""
+        assert self._cache is not None
         last = self.running[-1]
+        vacated = last.slot
+        self._scrubber.left(self._cache, request.slot)
         if last is not request:
-            assert self._cache is not None
             self._cache.copy(last.slot, request.slot, last.position)
             last.slot = request.slot
             self.running[request.slot] = last
+            self._scrubber.left(self._cache, vacated)
         self.running.pop()
         request.slot = -1
 

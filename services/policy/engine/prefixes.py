@@ -31,6 +31,7 @@ class PrefixTable:
     def __init__(self, first: int, rows: int) -> None:
         self._prefixes = [Prefix(first + index) for index in range(rows)]
         self._clock = 0
+        self._scrubs = False  # rows are cleared before they are read into
         self.reused_tokens = 0  # prompt tokens that were copied instead of computed
 
     @property
@@ -64,6 +65,8 @@ class PrefixTable:
         if best is not None and row is not best:
             cache.copy(best.row, row.row, shared)
             self._touch(best)
+        if self._scrubs:
+            cache.clear(row.row, shared)
         self.reused_tokens += shared
         return self._take(row, wanted, weights, shared)
 
@@ -85,6 +88,14 @@ class PrefixTable:
     def forget(self, prefix: Prefix) -> None:
         """What stands in the row was computed under two versions, or by a forward that failed."""
         prefix.uid, prefix.known = -1, 0
+
+    def scrub(self, cache: RowCache) -> None:
+        """Rows may hold NaN: the idle ones are cleared now, the others before they are read into again."""
+        self._scrubs = True
+        for prefix in self._prefixes:
+            if not prefix.users:
+                self.forget(prefix)
+                cache.clear(prefix.row)
 
     def remember(self, tokens: list[int], weights: WeightSet, cache: RowCache, row: int) -> None:
         """Keeps a finished sequence that stands in cache row `row`, where its prompt's own row is still there."""

@@ -55,6 +55,10 @@ class RowCache(Protocol):
         """The first `length` tokens of row `source` also stand in row `target`."""
         ...
 
+    def clear(self, row: int, start: int = 0) -> None:
+        """Zeros from token `start` on: what is masked out is multiplied by 0, and 0 times NaN is NaN."""
+        ...
+
 
 class Forward(Protocol):
     """One set of weights, ready to run. Caches are interchangeable between forwards of one kind and shape."""

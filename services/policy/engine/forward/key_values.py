@@ -22,6 +22,10 @@ class KeyValueCache:
         for block in (*self.keys, *self.values):
             block[target, :, :length] = block[source, :, :length]
 
+    def clear(self, row: int, start: int = 0) -> None:
+        for block in (*self.keys, *self.values):
+            block[row, :, start:] = 0.0
+
 
 def row_view(rows: list[int]) -> slice | torch.Tensor:
     """Ascending rows as an index: a slice where they stand side by side, for that is a view and copies nothing."""

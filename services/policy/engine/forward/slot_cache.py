@@ -88,3 +88,8 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             for block in layer.blocks() if layer.is_initialized else ():  # some layers use what others keep
                 block[target, :, :length] = block[source, :, :length]
+
+    def clear(self, row: int, start: int = 0) -> None:
+        for layer in self._slot_layers:
+            for block in layer.blocks() if layer.is_initialized else ():
+                block[row, :, start:] = 0.0
