@@ -279,6 +279,12 @@ class TrainerSettings(BaseSettings):
     # Publishing
     swap_timeout_s: float = Field(120.0, gt=0, description="How long a replica may take to serve a new critique model")
     gate_timeout_s: float = Field(600.0, ge=0, description="How long a round waits for the gate; 0 does not wait")
+    rollout_timeout_s: float = Field(
+        3600.0,
+        ge=0,
+        description="How long a round waits for the rollout of a candidate that the gate approved"
+        " (ANYLOOP_GATE_PROMOTION=rollout); feedback gathers meanwhile",
+    )
     keep_checkpoints: int = Field(20, ge=2, description="Versions kept per lineage")
 
     @property

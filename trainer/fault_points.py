@@ -40,6 +40,7 @@ class FaultPoint(StrEnum):
     PUBLISHED = "published"
     ANNOUNCED = "announced"
     GATE_DECIDED = "gate_decided"
+    ROLLOUT_DECIDED = "rollout_decided"  # of a candidate that the gate approved
     POLICY_SWAPPED = "policy_swapped"
     REGISTRY_PRUNED = "registry_pruned"
     FINISHED = "finished"

@@ -15,6 +15,9 @@ from trainer.join import Joined
 log = logging.getLogger(__name__)
 
 PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
+REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
+APPROVED = events_pb2.CheckpointEvent.STATE_APPROVED
+_SAY_S = 300.0  # between two log lines on a rollout that goes on
 
 
 def promote_critic(event_log: EventLog, announcements: Announcements, published: Manifest) -> None:
@@ -29,6 +32,7 @@ def promote_critic(event_log: EventLog, announcements: Announcements, published:
             digest=published.weights_digest,
             reason=f"held-out critique loss {published.metrics.get('critique_loss_after')}",
             decided_by="trainer",
+            audit_id=f"trainer/{published.version}/promoted",
         )
 
 
@@ -60,15 +64,40 @@ async def await_serving(
 
 
 def await_gate(announcements: Announcements, version: str, timeout: float) -> events_pb2.CheckpointEvent | None:
-    """The decision on a candidate; None when it takes longer than `timeout` seconds."""
+    """The verdict on a candidate: promoted, rejected or approved; None when it takes longer than `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
-        decision = announcements.decision("policy", version)
+        decision = announcements.verdict("policy", version)
         if decision is not None:
             return decision
         if time.monotonic() >= deadline:
             log.warning("the gate has not decided on %s yet", version)
             return None
+        time.sleep(0.2)
+
+
+def await_rollout(announcements: Announcements, version: str, timeout: float) -> events_pb2.CheckpointEvent | None:
+    """How the rollout of an approved version ended; None when another version is promoted or approved meanwhile, or
+    when it takes longer than `timeout` seconds.
+
+    What is learned in the meantime would begin at the version that is being replaced, so the learner waits.
+    """
+    began = said = time.monotonic()
+    while True:
+        waits = announcements.approved("policy") == version
+        decision = announcements.decision("policy", version)  # asked last: it may have come since the line above
+        now = time.monotonic()
+        if decision is not None:
+            return decision
+        if not waits:
+            log.warning("%s was approved, and another version overtook it", version)
+            return None
+        if now - began >= timeout:
+            log.warning("the rollout of %s has not ended after %.0f s; learning goes on without it", version, timeout)
+            return None
+        if now - said >= _SAY_S:
+            said = now
+            log.info("%s is approved: waiting for its rollout since %.0f s", version, now - began)
         time.sleep(0.2)
 
 

@@ -85,7 +85,8 @@ class ReplayBuffer:
     def _before(self, before: int, rounds: int) -> list[tuple[Kept, str]]:
         rows = self._state.rows(
             "SELECT pairs.round, pairs.data, round.outcome FROM pairs JOIN round ON round.id = pairs.round"
-            " WHERE pairs.round < ? AND pairs.round >= ? AND round.outcome IN ('promoted', 'undecided', 'rejected')"
+            " WHERE pairs.round < ? AND pairs.round >= ?"
+            " AND round.outcome IN ('promoted', 'approved', 'undecided', 'rejected')"
             " ORDER BY pairs.round DESC",
             (before, before - rounds),
         )

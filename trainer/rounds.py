@@ -13,13 +13,14 @@ from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.registry import Announcements, Registry
 from anyloop.telemetry import metrics
+from protos.anyloop.v1 import events_pb2
 from trainer.candidate import NO_FIT_ANSWER, TOO_FEW_PAIRS, CandidateMaker
 from trainer.checkpointing import forget
 from trainer.clients import ServiceError
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.fault_points import FaultPoint, reached
-from trainer.handover import PROMOTED, announce_candidate, await_gate, observe_delay
+from trainer.handover import APPROVED, PROMOTED, REJECTED, announce_candidate, await_gate, await_rollout, observe_delay
 from trainer.join import Joined
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
@@ -28,6 +29,7 @@ from trainer.round_context import Report, RoundContext
 
 log = logging.getLogger(__name__)
 
+_OUTCOMES = {PROMOTED: "promoted", REJECTED: "rejected", APPROVED: "approved"}
 NO_CANDIDATE = (TOO_FEW_PAIRS, NO_FIT_ANSWER)  # outcomes of rounds from which no policy was made
 
 
@@ -73,11 +75,15 @@ class RoundRunner:
         with self._context.journal.phase(claimed.id, "gate", report.seconds):
             decision = await_gate(self._context.announcements, candidate.version, self._context.trainer.gate_timeout_s)
         reached(FaultPoint.GATE_DECIDED)
+        if decision is not None and decision.state == APPROVED:
+            with self._context.journal.phase(claimed.id, "rollout", report.seconds):
+                decision = self._rolled_out(candidate.version) or decision
+            reached(FaultPoint.ROLLOUT_DECIDED)
         if decision is not None and decision.state == PROMOTED:
             with self._context.journal.phase(claimed.id, "policy_swap", report.seconds):
                 self._await_policy(candidate.version, joined)
             reached(FaultPoint.POLICY_SWAPPED)
-        outcome = "undecided" if decision is None else "promoted" if decision.state == PROMOTED else "rejected"
+        outcome = "undecided" if decision is None else _OUTCOMES[decision.state]
         report.metrics |= {"candidate": candidate.version, "reason": decision.reason if decision else ""}
         self._prune_registry(candidate.version)
         reached(FaultPoint.REGISTRY_PRUNED)
@@ -90,7 +96,9 @@ class RoundRunner:
     def _prune_registry(self, candidate: str) -> None:
         undecided = {event.version for event in self._context.announcements.undecided("policy")}
         keep = self._context.trainer.keep_checkpoints
-        self._context.registry.prune("policy", keep, {self._context.serving("policy"), candidate} | undecided)
+        in_rollout = self._context.announcements.approved("policy")
+        needed = {self._context.serving("policy"), candidate, in_rollout or candidate} | undecided
+        self._context.registry.prune("policy", keep, needed)
         self._context.registry.prune("critique", keep, {self._context.serving("critique")})
         self._context.registry.forget(time.time() - 86400 * self._context.trainer.dedupe_days)
 
@@ -109,6 +117,9 @@ class RoundRunner:
         forget(self._context.training_folder)
         log.info("round %d: %s", claimed.id, outcome)
         return outcome
+
+    def _rolled_out(self, version: str) -> events_pb2.CheckpointEvent | None:
+        return await_rollout(self._context.announcements, version, self._context.trainer.rollout_timeout_s)
 
     def _await_policy(self, version: str, joined: Sequence[Joined]) -> None:
         """The round is done whether or not the replica answers; the delay is measured only where it serves."""

@@ -1,7 +1,9 @@
 """The announcements kept in memory, for who asks often: each look reads only what was added since the last."""
 
+from collections.abc import Collection
+
 from anyloop.log import CHECKPOINTS, EventLog
-from anyloop.registry.announce import CANDIDATE, PROMOTED, REJECTED, checkpoint_events
+from anyloop.registry.announce import APPROVED, CANDIDATE, PROMOTED, REJECTED, checkpoint_events
 from protos.anyloop.v1 import events_pb2
 
 
@@ -31,19 +33,40 @@ class Announcements:
         return any(event.version == version for event in self.of(lineage))
 
     def decision(self, lineage: str, version: str) -> events_pb2.CheckpointEvent | None:
-        """The first promotion or rejection of a version."""
-        decided = (PROMOTED, REJECTED)
-        return next((one for one in self.of(lineage) if one.version == version and one.state in decided), None)
+        """The first promotion or rejection of a version: the end of its way."""
+        return self._first(lineage, version, (PROMOTED, REJECTED))
+
+    def verdict(self, lineage: str, version: str) -> events_pb2.CheckpointEvent | None:
+        """The first decision, or the gate's approval where a rollout decides: a candidate that has one is judged."""
+        return self._first(lineage, version, (PROMOTED, REJECTED, APPROVED))
 
     def undecided(self, lineage: str) -> list[events_pb2.CheckpointEvent]:
-        """Candidates that were neither promoted nor rejected, in order, each once.
+        """Candidates without a verdict, in order, each once.
 
         A candidate announced again after its decision stays decided: who was killed while announcing may do so twice.
         """
         events = self.of(lineage)
-        decided = {event.version for event in events if event.state in (PROMOTED, REJECTED)}
+        decided = {event.version for event in events if event.state in (PROMOTED, REJECTED, APPROVED)}
         waiting = {event.version: event for event in events if event.state == CANDIDATE}
         return [event for version, event in waiting.items() if version not in decided]
+
+    def approved(self, lineage: str) -> str | None:
+        """The version that waits for its rollout, or is in it; None where there is none.
+
+        That is the newest approval, until it is promoted or rejected, or something else is promoted after it. Older
+        approvals are overtaken. Nobody but a rollout rejects an approved version: a rejection that met its promotion
+        half-way would take away what serves.
+        """
+        version = None
+        for event in self.of(lineage):
+            if event.state == APPROVED:
+                version = event.version
+            elif event.state == PROMOTED or (event.state == REJECTED and event.version == version):
+                version = None
+        return version
+
+    def _first(self, lineage: str, version: str, states: Collection[int]) -> events_pb2.CheckpointEvent | None:
+        return next((one for one in self.of(lineage) if one.version == version and one.state in states), None)
 
     def _refresh(self) -> None:
         end = self._log.end_offsets(CHECKPOINTS)[0]

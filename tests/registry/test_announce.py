@@ -11,7 +11,7 @@ import pytest
 from anyloop.log import CHECKPOINTS, Event, EventLog, LogError, Record
 from anyloop.log.sqlite_log import SqliteLog
 from anyloop.registry import Announcements, CheckpointWatcher, announce, checkpoint_events, serving_version
-from anyloop.registry.announce import CANDIDATE, PROMOTED, REJECTED
+from anyloop.registry.announce import APPROVED, CANDIDATE, PROMOTED, REJECTED
 from protos.anyloop.v1 import events_pb2
 
 
@@ -219,3 +219,39 @@ class TestAnnouncements:
             monkeypatch.setattr(log, "read", made_anew.read)
             monkeypatch.setattr(log, "end_offsets", made_anew.end_offsets)
             assert announcements.promotions("policy") == ["new"]
+
+    def test_an_approval_is_a_verdict_and_no_decision(self, log: EventLog) -> None:
+        announcements = Announcements(log)
+        announce(log, "policy", "a", CANDIDATE)
+        announce(log, "policy", "a", APPROVED)
+        assert announcements.undecided("policy") == []
+        assert announcements.decision("policy", "a") is None
+        verdict = announcements.verdict("policy", "a")
+        assert verdict is not None
+        assert verdict.state == APPROVED
+        assert serving_version(log, "policy") is None
+        announce(log, "policy", "a", PROMOTED)
+        decided = announcements.decision("policy", "a")
+        assert decided is not None
+        assert decided.state == PROMOTED
+
+    @pytest.mark.parametrize(
+        ("said", "waits"),
+        [
+            pytest.param([("a", APPROVED)], "a", id="approved"),
+            pytest.param([("a", APPROVED), ("a", PROMOTED)], None, id="rolled-out"),
+            pytest.param([("a", APPROVED), ("a", REJECTED)], None, id="rolled-back"),
+            pytest.param([("a", APPROVED), ("b", PROMOTED)], None, id="operator-promotes-another"),
+            pytest.param([("a", APPROVED), ("b", REJECTED)], "a", id="another-is-rejected"),
+            pytest.param([("a", APPROVED), ("b", APPROVED)], "b", id="overtaken"),
+            pytest.param([("a", APPROVED), ("b", APPROVED), ("a", REJECTED)], "b", id="overtaken-then-rejected"),
+            pytest.param([("b", PROMOTED), ("a", APPROVED)], "a", id="after-an-earlier-promotion"),
+        ],
+    )
+    def test_at_most_one_version_waits_for_its_rollout(
+        self, log: EventLog, said: list[tuple[str, int]], waits: str | None
+    ) -> None:
+        for version, state in said:
+            announce(log, "policy", version, state)
+        announce(log, "critique", "c", PROMOTED)
+        assert Announcements(log).approved("policy") == waits

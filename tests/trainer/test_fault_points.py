@@ -26,9 +26,9 @@ OF_THE_GATE = [FaultPoint.GATE_EVALUATED, FaultPoint.GATE_RECORDED, FaultPoint.G
 OF_PPO = [FaultPoint.ROLLOUTS_STAGED]
 OF_CHECKPOINTS = [FaultPoint.TRAINING_SAVED]  # test_resume.py
 OF_LATE_FEEDBACK = [FaultPoint.LATE_SET_ASIDE]
-OF_THE_LEARNER = [
-    point for point in FaultPoint if point not in (*OF_THE_GATE, *OF_PPO, *OF_CHECKPOINTS, *OF_LATE_FEEDBACK)
-]
+OF_ROLLOUTS = [FaultPoint.ROLLOUT_DECIDED]  # test_approval_rounds.py
+_OTHERS = (*OF_THE_GATE, *OF_PPO, *OF_CHECKPOINTS, *OF_LATE_FEEDBACK, *OF_ROLLOUTS)
+OF_THE_LEARNER = [point for point in FaultPoint if point not in _OTHERS]
 
 Learned = dict[str, list[tuple[list[str], str, Any]]]
 Undisturbed = Callable[..., Learned]
@@ -189,7 +189,7 @@ def test_a_gate_killed_at(point: FaultPoint, loop: Loop, undisturbed: Undisturbe
 
 def test_every_point_is_in_one_of_the_lists_above() -> None:
     tried = {case.values[0].split(":")[0] for case in CASES}
-    assert {*tried, *OF_PPO, *OF_CHECKPOINTS, *OF_LATE_FEEDBACK, *OF_THE_GATE} == set(FaultPoint)
+    assert {*tried, *_OTHERS} == set(FaultPoint)
 
 
 def test_a_name_that_is_no_fault_point_is_refused() -> None:

@@ -1,5 +1,7 @@
 """Settings of the gate: environment variables with the prefix `ANYLOOP_GATE_`."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -21,4 +23,9 @@ class GateSettings(BaseSettings):
     confidence: float = Field(0.9, gt=0, lt=1, description="Of the bootstrap interval")
     resamples: int = Field(2000, ge=100)
     subtask_bound: float = Field(0.2, ge=0, le=1, description="A subtask may not fall by more than this")
+    promotion: Literal["direct", "rollout"] = Field(
+        "direct",
+        description="What becomes of a candidate that passed: promoted, and every replica loads it at once; or approved, "
+        "and the controller takes it from replica to replica and promotes it at the end",
+    )
     retry_s: float = Field(5.0, gt=0, description="Pause before a candidate is tried again when a service is away")

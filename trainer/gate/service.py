@@ -24,8 +24,8 @@ from trainer.gate.suite import Suite
 
 log = logging.getLogger(__name__)
 
-PROMOTED = events_pb2.CheckpointEvent.STATE_PROMOTED
 REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
+_PASSED = ("promoted", "approved")  # outcomes in a manifest
 POLL_S = 0.3
 _LONGEST_PAUSE_S = 30.0
 
@@ -43,6 +43,7 @@ class Gate:
         self._settings, self._gate = settings, gate
         self._log, self._registry, self._media, self._suite = event_log, registry, media, suite
         self._announcements = Announcements(event_log)
+        self._passes_as = "approved" if gate.promotion == "rollout" else "promoted"
         names = [prompt.id for prompt in suite.prompts()]
         self._cache = EvaluationCache(settings.home / "gate", gate.suite, names, gate)
 
@@ -94,7 +95,7 @@ class Gate:
         """Evaluates one candidate and announces the outcome. Raises ServiceError when a service is away.
 
         Operators decide too, at any time. What they say of this candidate stands, and what they put in service is what
-        it is compared with.
+        it is compared with; or what is on its way into service, where rollouts promote.
         """
         began = time.monotonic()
         try:
@@ -149,18 +150,22 @@ class Gate:
         return decision, report
 
     def _serving(self, event: events_pb2.CheckpointEvent) -> str:
-        return self._announcements.serving("policy") or event.parent
+        """What the candidate would replace: a version in its rollout is as good as serving, or its gain would be lost
+        to the next one that is merely better than what it replaces."""
+        announced = self._announcements
+        return announced.approved("policy") or announced.serving("policy") or event.parent
 
     def _settled(self, event: events_pb2.CheckpointEvent) -> events_pb2.CheckpointEvent | None:
         """What somebody else has decided on the candidate meanwhile: an operator, or a second gate."""
-        return self._announcements.decision("policy", event.version)
+        return self._announcements.verdict("policy", event.version)
 
     def _yield_to(self, settled: events_pb2.CheckpointEvent) -> Decision:
         """Somebody else's decision as it stands; nothing is recorded or announced."""
-        promoted = settled.state == PROMOTED
-        decision = Decision(promoted, f"decided by {settled.decided_by or 'another'}: {settled.reason}")
-        log.info("%s: %s meanwhile, %s", settled.version, "promoted" if promoted else "rejected", decision.reason)
-        if not promoted:
+        passed = settled.state != REJECTED
+        decision = Decision(passed, f"decided by {settled.decided_by or 'another'}: {settled.reason}")
+        state = events_pb2.CheckpointEvent.State.Name(settled.state).removeprefix("STATE_").lower()
+        log.info("%s: %s meanwhile, %s", settled.version, state, decision.reason)
+        if not passed:
             asyncio.run(self._unstage({settled.version}))
         return decision
 
@@ -170,7 +175,7 @@ class Gate:
         if not found or ("serving" in found and found["serving"] != serving):
             return None
         report = {name: value for name, value in found.items() if name not in ("outcome", "reason")}
-        return Decision(found.get("outcome") == "promoted", str(found.get("reason", ""))), report
+        return Decision(found.get("outcome") in _PASSED, str(found.get("reason", ""))), report
 
     async def _evaluate_both(self, serving: str, candidate: str) -> tuple[Evaluation, Evaluation]:
         """The serving version (from the cache where it can be) and the candidate, staged for it."""
@@ -207,7 +212,7 @@ class Gate:
         settled = self._settled(event)
         if settled is not None:
             return self._yield_to(settled)
-        state = "promoted" if decision.promote else "rejected"
+        state = self._passes_as if decision.promote else "rejected"
         try:
             self._registry.record_gate(event.version, {"outcome": state, "reason": decision.reason, **report})
         except CheckpointError as error:
@@ -223,6 +228,7 @@ class Gate:
             reason=decision.reason,
             decided_by="gate",
             report=report,
+            audit_id=f"gate/{event.version}/{state}",
         )
         reached(FaultPoint.GATE_ANNOUNCED)
         metrics.GATE_DECISIONS.labels(state).inc()

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anyloop.log import CHECKPOINTS, EventLog
-from anyloop.registry.announce import CANDIDATE, PROMOTED, REJECTED
+from anyloop.registry.announce import APPROVED, CANDIDATE, PROMOTED, REJECTED
 from protos.anyloop.v1 import events_pb2
 
-_STATES = {CANDIDATE: "candidate", PROMOTED: "promoted", REJECTED: "rejected"}
+_STATES = {CANDIDATE: "candidate", PROMOTED: "promoted", REJECTED: "rejected", APPROVED: "approved"}
 
 
 @dataclass(frozen=True)
