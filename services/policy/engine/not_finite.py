@@ -1,8 +1,8 @@
 """Weights whose files are sound, but whose numbers overflow when they run: their answers end, and nobody else's do.
 
 Infinity or NaN in one logit makes every log-probability of its row NaN, so one look at the log-probabilities, which
-the step has anyway, finds them all (under a microsecond at 32 rows). What such weights wrote into a cache row stays there:
-the next request's masked columns would multiply it by 0, and 0 times NaN is NaN. So rows are cleared from then on.
+the step has anyway, finds them all (under a microsecond at 32 rows). What such weights wrote into a cache row stays
+there: the next request's masked columns would multiply it by 0, and 0 times NaN is NaN. So rows are cleared from then.
 """
 
 from __future__ import annotations
