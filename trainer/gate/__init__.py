@@ -1,1 +1,1 @@
-"""The gate: a process of its own that evaluates candidates on a suite and lets them pass or rejects them, with a reason."""
+"""The gate: a process of its own that evaluates candidates on a suite, and lets them pass or not, with a reason."""

@@ -25,7 +25,7 @@ class GateSettings(BaseSettings):
     subtask_bound: float = Field(0.2, ge=0, le=1, description="A subtask may not fall by more than this")
     promotion: Literal["direct", "rollout"] = Field(
         "direct",
-        description="What becomes of a candidate that passed: promoted, and every replica loads it at once; or approved, "
-        "and the controller takes it from replica to replica and promotes it at the end",
+        description="What becomes of a candidate that passed: promoted, and every replica loads it at once; or "
+        "approved, and the controller takes it from replica to replica and promotes it at the end",
     )
     retry_s: float = Field(5.0, gt=0, description="Pause before a candidate is tried again when a service is away")
