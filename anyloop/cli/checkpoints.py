@@ -34,6 +34,7 @@ def list_checkpoints(
     """Every version with its parent, state and the gate's verdict; the live lineages first, then those of replays."""
     from anyloop.registry import CheckpointError, Registry
     from anyloop.registry.announce import PROMOTED
+    from anyloop.registry.announcements import in_rollout
 
     settings = Settings()
     registry = Registry(settings.effective_registry_dir)
@@ -44,11 +45,12 @@ def list_checkpoints(
         states = {message.version: message for message in announced}
         serving = {message.lineage: message.version for message in announced if message.state == PROMOTED}
         for name in [lineage] if lineage else [*_LIVE, *others]:
+            approved = in_rollout(one for one in announced if one.lineage == name)
             try:
                 manifests = [registry.manifest(version) for version in registry.versions(name)]
             except CheckpointError as error:
                 raise CommandError(str(error)) from error
-            rows += [_row(manifest, states.get(manifest.version), serving.get(name)) for manifest in manifests]
+            rows += [_row(one, states.get(one.version), serving.get(name), approved) for one in manifests]
     for reason in registry.damaged().values():
         errors.print(f"[red]damaged:[/] {escape(reason)}", highlight=False)
     if as_json:
@@ -64,11 +66,14 @@ def list_checkpoints(
 
 @app.command()
 def show(version: str, as_json: JsonFlag = False) -> None:
-    """The manifest of a version: files with hashes, parent, consumed offsets, metrics, gate decision."""
+    """The manifest of a version: files with hashes, parent, consumed offsets, metrics, gate decision; and what was
+    announced of it (candidate, approved, promoted, rejected), in order."""
     import json
 
     manifest = _manifest(_registry(), version)
     document = json.loads(manifest.to_json())
+    with _log(Settings()) as log:
+        document["announced"] = [_announcement(one) for one in _announced(log) if one.version == version]
     if as_json:
         print_json(document)
     else:
@@ -142,7 +147,7 @@ def rollback(
     as_json: JsonFlag = False,
 ) -> None:
     """Go back to an earlier version while requests go on."""
-    _promote(version or _served_before(lineage), reason, wait, as_json)
+    _promote(version or _served_before(lineage), reason, wait, as_json, action="rollback")
 
 
 def _adopted(registry: "Registry", version: str, lineage: str) -> str:
@@ -157,15 +162,19 @@ def _adopted(registry: "Registry", version: str, lineage: str) -> str:
     return name
 
 
-def _promote(version: str, reason: str, wait: float, as_json: bool) -> None:
+def _promote(version: str, reason: str, wait: float, as_json: bool, action: str = "promote") -> None:
+    from anyloop import audit
     from anyloop.registry import CheckpointError, announce
 
     settings = Settings()
-    try:
-        manifest = _registry().verify(version)
-    except CheckpointError as error:
-        raise CommandError(f"{error}. Nothing was changed", ExitCode.REFUSED) from error
     with _log(settings) as log:
+        try:
+            manifest = _registry().verify(version)
+        except CheckpointError as error:
+            audit.record(
+                log, action=action, subject=version, actor=audit.operator(), reason=str(error), outcome="refused"
+            )
+            raise CommandError(f"{error}. Nothing was changed", ExitCode.REFUSED) from error
         announce(
             log,
             manifest.lineage,
@@ -174,7 +183,8 @@ def _promote(version: str, reason: str, wait: float, as_json: bool) -> None:
             parent=manifest.parent,
             digest=manifest.weights_digest,
             reason=reason,
-            decided_by=_operator(),
+            decided_by=audit.operator(),
+            action=action,
         )
     seconds = _wait_until_served(settings, manifest, wait) if wait > 0 else None
     if as_json:
@@ -215,16 +225,33 @@ def _served_before(lineage: str) -> str:
     return earlier[-1]
 
 
-def _row(manifest: "Manifest", event: Any, serving: str | None) -> dict[str, Any]:
+def _state(event: Any) -> str:
     from anyloop.registry.announce import State
 
+    return State.Name(event.state).removeprefix("STATE_").lower()
+
+
+def _announcement(event: Any) -> dict[str, Any]:
+    return {
+        "state": _state(event),
+        "reason": event.reason,
+        "decided_by": event.decided_by,
+        "created_unix_ms": event.created_unix_ms,
+    }
+
+
+def _row(manifest: "Manifest", event: Any, serving: str | None, approved: str | None) -> dict[str, Any]:
+    """`approved` is the version that waits for its rollout: an older approval never comes to one."""
+    state = _state(event) if event else ""
+    if state == "approved" and manifest.version != approved:
+        state = "overtaken"
     gate = manifest.gate or {}  # of a replay: nothing is announced of it in the live log
     return {
         "version": manifest.version,
         "lineage": manifest.lineage,
         "parent": manifest.parent,
         "created_unix_ms": manifest.created_unix_ms,
-        "state": State.Name(event.state).removeprefix("STATE_").lower() if event else gate.get("outcome", "written"),
+        "state": state or gate.get("outcome", "written"),
         "reason": event.reason if event else gate.get("reason", ""),
         "decided_by": event.decided_by if event else "",
         "serving": manifest.version == serving,
@@ -264,9 +291,3 @@ def _announced(log: "EventLog") -> list[Any]:
         return [message for _, message in checkpoint_events(log)]
     except UnknownTopic:
         return []
-
-
-def _operator() -> str:
-    import getpass
-
-    return getpass.getuser()

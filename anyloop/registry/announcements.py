@@ -1,6 +1,6 @@
 """The announcements kept in memory, for who asks often: each look reads only what was added since the last."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from anyloop.log import CHECKPOINTS, EventLog
 from anyloop.registry.announce import APPROVED, CANDIDATE, PROMOTED, REJECTED, checkpoint_events
@@ -51,19 +51,8 @@ class Announcements:
         return [event for version, event in waiting.items() if version not in decided]
 
     def approved(self, lineage: str) -> str | None:
-        """The version that waits for its rollout, or is in it; None where there is none.
-
-        That is the newest approval, until it is promoted or rejected, or something else is promoted after it. Older
-        approvals are overtaken. Nobody but a rollout rejects an approved version: a rejection that met its promotion
-        half-way would take away what serves.
-        """
-        version = None
-        for event in self.of(lineage):
-            if event.state == APPROVED:
-                version = event.version
-            elif event.state == PROMOTED or (event.state == REJECTED and event.version == version):
-                version = None
-        return version
+        """The version that waits for its rollout, or is in it; None where there is none."""
+        return in_rollout(self.of(lineage))
 
     def _first(self, lineage: str, version: str, states: Collection[int]) -> events_pb2.CheckpointEvent | None:
         return next((one for one in self.of(lineage) if one.version == version and one.state in states), None)
@@ -76,3 +65,19 @@ class Announcements:
             found = [(at, event) for at, event in checkpoint_events(self._log, offset=self._next) if at < end]
             self._events += [event for _, event in found]
             self._next = end
+
+
+def in_rollout(events: Iterable[events_pb2.CheckpointEvent]) -> str | None:
+    """Of a lineage's announcements in order, the version that waits for its rollout, or is in it.
+
+    That is the newest approval, until it is promoted or rejected, or something else is promoted after it. Older
+    approvals are overtaken. Nobody but a rollout rejects an approved version: a rejection that met its promotion
+    half-way would take away what serves.
+    """
+    version = None
+    for event in events:
+        if event.state == APPROVED:
+            version = event.version
+        elif event.state == PROMOTED or (event.state == REJECTED and event.version == version):
+            version = None
+    return version

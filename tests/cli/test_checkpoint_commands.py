@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from anyloop import audit
 from anyloop.cli.app import app
 from anyloop.cli.exits import ExitCode
 from anyloop.config import Settings
@@ -123,3 +124,40 @@ def test_a_version_without_a_readable_manifest_is_named_and_hides_no_other(
 def test_an_unknown_version_is_not_found(versions: list[str], runner: CliRunner) -> None:
     assert runner.invoke(app, ["checkpoints", "show", "policy-999999"]).exit_code == ExitCode.NOT_FOUND
     assert runner.invoke(app, ["checkpoints", "promote", "policy-999999"]).exit_code == ExitCode.NOT_FOUND
+
+
+def _trail() -> list[tuple[str, str, str]]:
+    with open_log(Settings().effective_log_url) as log:
+        return [(one.action, one.subject, one.outcome) for _, one in audit.audit_events(log)]
+
+
+def test_who_promotes_and_who_rolls_back_is_in_the_audit_trail(
+    versions: list[str], runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "operator", lambda: "anna@ops-1")
+    before = len(_trail())
+    assert runner.invoke(app, ["checkpoints", "promote", versions[2], "--wait", "0"]).exit_code == 0
+    assert runner.invoke(app, ["checkpoints", "rollback", "--reason", "too loud", "--wait", "0"]).exit_code == 0
+    assert _trail()[before:] == [("promote", versions[2], "done"), ("rollback", versions[1], "done")]
+    lines = runner.invoke(app, ["audit", "--json"]).stdout.splitlines()
+    last = json.loads(lines[-1])
+    assert (last["actor"], last["reason"], last["details"]["lineage"]) == ("anna@ops-1", "too loud", "policy")
+
+
+def test_a_refused_promotion_is_in_the_audit_trail(versions: list[str], runner: CliRunner) -> None:
+    (Registry(Settings().effective_registry_dir).path(versions[2]) / "config.json").unlink()
+    assert runner.invoke(app, ["checkpoints", "promote", versions[2], "--wait", "0"]).exit_code == ExitCode.REFUSED
+    assert _trail()[-1] == ("promote", versions[2], "refused")
+
+
+def test_an_approved_version_is_said_to_be_and_one_that_was_overtaken_too(
+    versions: list[str], model: Path, runner: CliRunner
+) -> None:
+    with open_log(Settings().effective_log_url) as log:
+        for version in versions[1:]:
+            announce(log, "policy", version, "approved", reason="as measured", decided_by="gate")
+    rows = json.loads(runner.invoke(app, ["checkpoints", "list", "--json"]).stdout)
+    assert [row["state"] for row in rows] == ["promoted", "overtaken", "approved"]
+    shown = json.loads(runner.invoke(app, ["checkpoints", "show", versions[2], "--json"]).stdout)
+    assert [one["state"] for one in shown["announced"]] == ["candidate", "rejected", "approved"]
+    assert shown["announced"][-1]["decided_by"] == "gate"
