@@ -6,7 +6,7 @@ Each process reads only its own part. Defaults make one machine work: SQLite log
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 TINY_OMNI = Path(__file__).parent / "models" / "tiny_omni"
@@ -71,6 +71,33 @@ class Settings(BaseSettings):
     policy_control_target: str = "127.0.0.1:50061"
     critique_control_target: str = "127.0.0.1:50062"
 
+    # gRPC between the services. A target may be one address, `dns:///NAME:PORT` (all addresses behind the name) or
+    # `ipv4:HOST:PORT,HOST:PORT`; the last two spread calls over the replicas that serve
+    tls_cert: Path | None = Field(
+        None,
+        description="This process's certificate (PEM, with intermediates); renewed ones are read without a restart",
+    )
+    tls_key: Path | None = Field(None, description="Its key")
+    tls_ca: Path | None = Field(
+        None, description="The authority of all services. With these three set every port asks for a certificate of it"
+    )
+    tls_server_name: str = Field(
+        "", description="What certificates of servers that are reached by an IP address must name instead of it"
+    )
+    control_peers: str = Field(
+        "",
+        description="Names (DNS names in certificates, by comma) that may load, activate, unload weights and drain; "
+        "empty: any certificate of the authority. Others may only read the status",
+    )
+    edge_tls_cert: Path | None = Field(None, description="Certificate of the gateway's gRPC port; empty: plain text")
+    edge_tls_key: Path | None = Field(None, description="Its key")
+    health_port: int = Field(
+        0, description="Plain text port with grpc.health.v1 and nothing else, for probes that speak no TLS; 0: none"
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, description="How long running answers may take to end after SIGTERM, before they are cut off"
+    )
+
     # Engine
     engine_slots: int = Field(32, ge=1, description="Requests decoded together")
     engine_max_tokens: int = Field(384, ge=16, description="Longest prompt plus answer, in tokens; sizes the KV cache")
@@ -96,7 +123,20 @@ class Settings(BaseSettings):
     request_timeout_s: float = 120.0
     public_url: str = Field("", description="Base of media URLs; empty uses the request's own host")
 
+    # Logs and traces
     log_level: str = "INFO"
+    access_log: bool = Field(False, description="A log line for every request that was answered")
+    otlp_endpoint: str = Field(
+        "",
+        description="Where spans go: OTLP over gRPC, http://HOST:4317 (https:// for TLS). Empty: nowhere, unless "
+        "OTEL_EXPORTER_OTLP_ENDPOINT is set; the other OTEL_* variables hold as well",
+    )
+    trace_content: bool = Field(False, description="Spans carry what people wrote and what was answered")
+
+    @field_validator("tls_cert", "tls_key", "tls_ca", "edge_tls_cert", "edge_tls_key", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
 
     @property
     def effective_log_url(self) -> str:

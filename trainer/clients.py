@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TypeVar
 
 import grpc
@@ -15,6 +15,7 @@ import grpc
 from anyloop.config import Settings
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
+from anyloop.transport import open_channel
 from protos.anyloop.v1 import (
     control_pb2,
     control_pb2_grpc,
@@ -41,8 +42,6 @@ MODALITIES = {
 }
 FROM_PROTO = {number: modality for modality, number in MODALITIES.items()}
 _SCORED_AT_A_TIME = 64
-# A service that restarts is back in seconds; gRPC's default waits up to two minutes before it looks again.
-_RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000))
 RETRIABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
 
 
@@ -88,14 +87,13 @@ class Services:
     def __init__(self, settings: Settings, concurrency: int = 32, timeout: float = 120.0, attempts: int = 6) -> None:
         self._timeout, self._attempts = timeout, attempts
         self._gate = asyncio.Semaphore(concurrency)
-        targets = (
-            settings.policy_target,
-            settings.critique_target,
-            settings.decoder_target,
-            settings.policy_control_target,
-            settings.critique_control_target,
-        )
-        self._channels = [grpc.aio.insecure_channel(target, options=_RECONNECT) for target in targets]
+        self._channels = [
+            open_channel(settings, settings.policy_target, service=_name(policy_pb2, "PolicyService")),
+            open_channel(settings, settings.critique_target, service=_name(critique_pb2, "CritiqueService")),
+            open_channel(settings, settings.decoder_target, service=_name(decoder_pb2, "DecoderService")),
+            open_channel(settings, settings.policy_control_target),
+            open_channel(settings, settings.critique_control_target),
+        ]
         policy, critique, decoder, policy_control, critique_control = self._channels
         self._policy = policy_pb2_grpc.PolicyServiceStub(policy)
         self._critique = critique_pb2_grpc.CritiqueServiceStub(critique)
@@ -262,6 +260,11 @@ async def gather(function: Callable[[T], Awaitable[R]], items: Iterable[T], what
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def _name(module: ModuleType, service: str) -> str:
+    """The full name of a service, which its health goes by."""
+    return str(module.DESCRIPTOR.services_by_name[service].full_name)
 
 
 def modalities_of(numbers: Sequence[int]) -> tuple[Modality, ...]:

@@ -3,12 +3,15 @@
 import contextlib
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from anyloop.config import Settings
+from anyloop.transport import TransportError, open_sync_channel
 
 _TIMEOUT_S = 1.0
 
@@ -21,17 +24,24 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class GrpcHealth:
-    """`grpc.health.v1` for the whole server. Triton answers it too, once every model is loaded."""
+    """`grpc.health.v1` for the whole server, with the certificates of `settings` where they name some; None is plain
+    text. Triton answers it too, once every model is loaded."""
 
     target: str
+    settings: Settings | None = field(default=None, compare=False, repr=False)
 
     def ready(self) -> bool:
-        with grpc.insecure_channel(self.target) as channel:
-            try:
+        try:
+            with self._open() as channel:
                 reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
-            except grpc.RpcError:
-                return False
+        except (grpc.RpcError, TransportError):  # a service with such certificates ends, and says why
+            return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _open(self) -> grpc.Channel:
+        if self.settings is None:
+            return grpc.insecure_channel(self.target)
+        return open_sync_channel(self.settings, self.target)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def one_machine(
         # The decode loop wants one core, not a pool: two OpenMP threads beside other work are 10-40 times slower.
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
+        "ANYLOOP_HEALTH_PORT": "0",  # one for all would be taken by the first
     }
 
     def service(
@@ -98,7 +99,7 @@ def one_machine(
         *arguments: str,
         after: tuple[str, ...] = (),
         env: Mapping[str, str] | None = None,
-        stop_seconds: float = 15.0,
+        stop_seconds: float = settings.drain_seconds + 5.0,
     ) -> ServiceSpec:
         extra = {"ANYLOOP_METRICS_PORT": str(metrics[name])} if name in metrics else {}
         return ServiceSpec(
@@ -138,7 +139,7 @@ def one_machine(
         ("critique", "services.critique", (port["critique_port"], port["critique_control_port"])),
     ):
         address = f"{host}:{ports[0]}"
-        services.append(service(name, module, GrpcHealth(address), address, ports, after=models))
+        services.append(service(name, module, GrpcHealth(address, settings), address, ports, after=models))
     services.append(
         service(
             "gateway",

@@ -13,7 +13,9 @@ from typing import Protocol
 import grpc
 
 from anyloop.approval import RIGHT_PATTERN, RIGHT_TEXT, approves
+from anyloop.config import Settings
 from anyloop.media.store import MediaStore, to_proto
+from anyloop.transport import open_sync_channel
 from protos.anyloop.v1 import critique_pb2, critique_pb2_grpc, types_pb2
 
 _ROLES = {
@@ -69,11 +71,13 @@ class Critic:
         max_tokens: int = 96,
         timeout_s: float = 60.0,
         attempts: int = 4,
+        settings: Settings | None = None,
     ) -> None:
+        """`settings` bring the certificates where the service asks for them."""
         self._target, self._media = target, media
         self._right = (right_text, right_pattern)
         self._max_tokens, self._timeout_s, self._attempts = max_tokens, timeout_s, attempts
-        self._channel = grpc.insecure_channel(target)
+        self._channel = open_sync_channel(settings or Settings(), target)
         self._stub = critique_pb2_grpc.CritiqueServiceStub(self._channel)
 
     def __enter__(self) -> "Critic":

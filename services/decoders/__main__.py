@@ -10,12 +10,13 @@ from anyloop.media.store import MediaStore
 from anyloop.modality import MEDIA_MODALITIES, Modality
 from anyloop.telemetry.logs import configure
 from anyloop.telemetry.metrics import start_metrics_server
+from anyloop.transport import TransportError, server_credentials
 from protos.anyloop.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from services.decoders.server import SERVICE, DecoderServer, limits_from
 from services.hosts import open_host
 from services.rpc import loop
 from services.rpc.readiness import wait_for_host, watch_host
-from services.rpc.server import DRAIN_SECONDS, PortTaken, RpcServer, until_told_to_stop
+from services.rpc.server import PortTaken, RpcServer, until_told_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,12 @@ async def serve(settings: Settings, modalities: list[Modality]) -> None:
         server = await DecoderServer.open(
             host, MediaStore(settings.effective_media_url), modalities, limits_from(settings)
         )
-        rpc = RpcServer(f"{settings.bind}:{settings.decoder_port}", max_message_bytes=settings.max_body_bytes + 2**20)
+        rpc = RpcServer(
+            f"{settings.bind}:{settings.decoder_port}",
+            max_message_bytes=settings.max_body_bytes + 2**20,
+            credentials=server_credentials(settings),
+            health_address=f"{settings.bind}:{settings.health_port}" if settings.health_port else "",
+        )
         rpc.add(SERVICE, add_DecoderServiceServicer_to_server, server)
         await rpc.start()
         watching = asyncio.create_task(watch_host(host, rpc.set_serving))
@@ -38,7 +44,7 @@ async def serve(settings: Settings, modalities: list[Modality]) -> None:
             await until_told_to_stop([watching])
         finally:
             watching.cancel()
-            await rpc.stop(DRAIN_SECONDS)
+            await rpc.stop(settings.drain_seconds)
     finally:
         await host.close()
         stop_metrics()
@@ -57,7 +63,7 @@ def main() -> int:
     configure("decoders", settings.log_level)
     try:
         loop.run(serve(settings, list(dict.fromkeys(modalities))))
-    except PortTaken as error:
+    except (PortTaken, TransportError) as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:  # before there was anything to finish

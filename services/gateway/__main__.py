@@ -5,6 +5,7 @@ import sys
 from anyloop.config import Settings
 from anyloop.log import LogError
 from anyloop.telemetry.logs import configure
+from anyloop.transport import TransportError
 from services.gateway.keys import KeysFileError
 from services.gateway.ledger import LedgerError
 from services.gateway.server import serve
@@ -20,6 +21,7 @@ def main() -> None:
         KeysFileError,
         LogError,
         LedgerError,
+        TransportError,
         OSError,
         RuntimeError,
     ) as error:  # grpc raises RuntimeError on a taken port

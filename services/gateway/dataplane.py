@@ -15,6 +15,7 @@ from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.log.spool import SpooledWriter
 from anyloop.media.store import MediaStore
+from anyloop.transport import open_channel
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
 from services.gateway.feedback import FeedbackDesk
@@ -25,14 +26,15 @@ from services.gateway.log_status import LogStatus
 from services.gateway.media import MediaDesk
 from services.gateway.response_ids import NAME, carried_conversation, new_response_id
 from services.gateway.schemas import MODEL_NAME
-from services.rpc.channel import open_channel
 from services.rpc.server import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 ALIASES = frozenset({MODEL_NAME, "policy", "tiny-omni"})  # all mean: the version that serves
 _STATUS_TIMEOUT_S = 0.5
+_NOBODY_SERVES = "policy service: no replica serves"
 _SLOW_S = 2.0  # feedback that waits longer in the outbox is said to
 _PROMPT_BYTES = MAX_MESSAGE_BYTES - 1024  # what the policy service takes, less room for the ids of other choices
+POLICY_SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _LARGEST_ANSWER = ("grpc.max_receive_message_length", 64 * 2**20)
 
 
@@ -50,11 +52,13 @@ class DataPlane:
             logger.warning("the event log is another one than before: its responses are read anew")
         self._follower = ResponseFollower(log, self.ledger)
         self._log_status = LogStatus(log)
-        self._policy_channel = open_channel(settings.policy_target, _LARGEST_ANSWER)
+        self._policy_channel = open_channel(
+            settings, settings.policy_target, service=POLICY_SERVICE, options=[_LARGEST_ANSWER]
+        )
         self._policy = policy_pb2_grpc.PolicyServiceStub(self._policy_channel)
         self._control_channels = {
-            "policy": open_channel(settings.policy_control_target),
-            "critique": open_channel(settings.critique_control_target),
+            "policy": open_channel(settings, settings.policy_control_target),
+            "critique": open_channel(settings, settings.critique_control_target),
         }
         self._started = time.monotonic()
         self._answering: set[str] = set()  # response ids whose answers run
@@ -217,13 +221,15 @@ class DataPlane:
             found.append(self._follower.failure)
         if self._outbox.failure is not None:
             found.append(f"the outbox no longer drains: {self._outbox.failure}")
-        health = health_pb2_grpc.HealthStub(self._policy_channel)
+        health = health_pb2_grpc.HealthStub(self._policy_channel)  # it reaches only replicas that say they serve
         try:
-            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=_STATUS_TIMEOUT_S)
+            asked = health_pb2.HealthCheckRequest(service=POLICY_SERVICE)
+            reply = await health.Check(asked, timeout=_STATUS_TIMEOUT_S)
             if reply.status != health_pb2.HealthCheckResponse.SERVING:
-                found.append("policy service: not serving")
+                found.append(_NOBODY_SERVES)
         except grpc.aio.AioRpcError as error:
-            found.append(f"policy service: {error.code().name.lower()}")
+            away = error.code() is Status.UNAVAILABLE
+            found.append(_NOBODY_SERVES if away else f"policy service: {error.code().name.lower()}")
         return found
 
     def degraded(self) -> list[str]:

@@ -10,11 +10,13 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from anyloop.transport import edge_credentials
 from protos.anyloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2, policy_pb2_grpc, scoring_pb2
 from services.gateway.body import BODIES_IN_FLIGHT
 from services.gateway.dataplane import DataPlane
 from services.gateway.errors import GatewayError, Status, unavailable
 from services.gateway.keys import Caller, Role
+from services.rpc.observer import CallObserver
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -86,12 +88,16 @@ class EdgeFeedback(feedback_pb2_grpc.FeedbackServiceServicer):
 
 
 class EdgeServer:
-    """`start` listens and serves; `drain` says so on the health service; `stop` ends what still runs after `grace`."""
+    """In plain text, or encrypted with the edge's certificate.
+
+    `start` listens and serves; `drain` says so on the health service; `stop` ends what still runs after `grace`.
+    """
 
     def __init__(self, plane: DataPlane, address: str) -> None:
         limit = plane.settings.max_body_bytes
         held = HeldBytes(limit * BODIES_IN_FLIGHT)
         self._server = grpc.aio.server(
+            interceptors=[CallObserver(edge=True)],
             options=(("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)),
         )
         self._health = health.aio.HealthServicer()
@@ -101,7 +107,12 @@ class EdgeServer:
         reflection.enable_server_reflection(
             (POLICY, FEEDBACK, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self.port = self._server.add_insecure_port(address)
+        credentials = edge_credentials(plane.settings)
+        self.port = (
+            self._server.add_insecure_port(address)
+            if credentials is None
+            else self._server.add_secure_port(address, credentials)
+        )
 
     async def start(self) -> None:
         await self._server.start()

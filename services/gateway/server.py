@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from services.gateway.keys import KeyRing
 from services.outbox import open_outbox
 
 logger = logging.getLogger(__name__)
-_DRAIN_S = 10.0  # running answers may end; `anyloop up` waits 15 seconds before it kills
 _FLUSH_S = 1.0  # for the last feedback to reach the log; what remains waits on the disk for the next start
 
 
@@ -63,7 +63,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
                 create_app(plane),
                 log_config=None,
                 access_log=False,
-                timeout_graceful_shutdown=int(_DRAIN_S),
+                timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
                 lifespan="off",
             )
         )
@@ -80,7 +80,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         plane.draining = True
         await edge.drain()
         rest.should_exit = True
-        await asyncio.gather(edge.stop(_DRAIN_S), serving)
+        await asyncio.gather(edge.stop(settings.drain_seconds), serving)
         await plane.close()
         await asyncio.to_thread(outbox.flush, _FLUSH_S)
         logger.info("gateway stopped")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from anyloop.config import Settings
 from anyloop.telemetry.logs import configure
+from anyloop.transport import TransportError
 from services.hosts import open_host
 from services.replica.replica import Kind, Replica
 from services.rpc import loop
@@ -34,7 +35,7 @@ def run(make_kind: Callable[[Settings], Kind]) -> int:
     configure(kind.lineage, settings.log_level)
     try:
         loop.run(serve(settings, kind))
-    except PortTaken as error:
+    except (PortTaken, TransportError) as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:

@@ -18,6 +18,8 @@ from anyloop.registry import Registry, announce, serving_version
 from anyloop.registry.announce import PROMOTED
 from anyloop.sequence import Sequencer
 from anyloop.telemetry.metrics import start_metrics_server
+from anyloop.transport import TransportError, open_channel, server_credentials
+from protos.anyloop.v1 import decoder_pb2
 from protos.anyloop.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from protos.anyloop.v1.decoder_pb2_grpc import DecoderServiceStub
 from services.hosts.interface import ModelHost
@@ -30,12 +32,13 @@ from services.replica.prompts import MediaCodes, PromptBuilder
 from services.replica.recorder import Recorder
 from services.replica.sampling import SamplingDefaults
 from services.replica.weights import Weights
-from services.rpc.channel import open_channel
+from services.rpc.peers import PeerInterceptor
 from services.rpc.readiness import wait_for_host
-from services.rpc.server import DRAIN_SECONDS, RpcServer
+from services.rpc.server import RpcServer
 
 logger = logging.getLogger(__name__)
 
+_DECODERS = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
 _END_SECONDS = 2.0
 FLUSH_SECONDS = 3.0  # for the last events to reach the log; what remains waits on the disk for the next start
 
@@ -67,7 +70,7 @@ class Kind:
 class Replica:
     """`start()`, then wait for a signal or the end of one of `tasks`, then `stop()`. The host belongs to the caller.
 
-    Ports given as 0 are chosen: see `port` and `control_port`.
+    Ports given as 0 are chosen: see `port` and `control_port`. Raises TransportError.
     """
 
     def __init__(self, settings: Settings, kind: Kind, host: ModelHost) -> None:
@@ -75,8 +78,12 @@ class Replica:
         self._kind = kind
         self._host = host
         self._inflight = InFlight(settings.engine_slots + settings.engine_queue)
-        self._rpc = RpcServer(f"{settings.bind}:{kind.port}")
-        self._control = RpcServer(f"{settings.bind}:{kind.control_port}")
+        credentials = server_credentials(settings)
+        probed = f"{settings.bind}:{settings.health_port}" if settings.health_port else ""
+        self._rpc = RpcServer(f"{settings.bind}:{kind.port}", credentials=credentials, health_address=probed)
+        self._control = RpcServer(
+            f"{settings.bind}:{kind.control_port}", credentials=credentials, interceptors=_control_peers(settings)
+        )
         self._registry = Registry(settings.effective_registry_dir)
         self._weights = Weights(host, kind.lineage, self._registry)
         self._last = LastServing(settings.home / "serving" / kind.lineage)
@@ -103,7 +110,7 @@ class Replica:
             stack.push_async_callback(asyncio.to_thread, spool.close)
             stack.push_async_callback(asyncio.to_thread, spool.flush, FLUSH_SECONDS)
             stack.callback(start_metrics_server(settings.metrics_port, settings.bind))
-            channel = open_channel(settings.decoder_target)
+            channel = open_channel(settings, settings.decoder_target, service=_DECODERS)
             stack.push_async_callback(channel.close)
             recorder = Recorder(spool, f"services/{kind.lineage}", settings.unlogged_responses)
             stack.push_async_callback(asyncio.to_thread, recorder.close)
@@ -119,8 +126,10 @@ class Replica:
             self._stack = stack.pop_all()
         logger.info("listening", extra={"port": self.port, "control_port": self.control_port})
 
-    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
-        """Refuses new requests, lets running ones end within `grace` seconds, then releases everything."""
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuses new requests, lets running ones end within `grace` seconds (default: the setting), then releases
+        everything."""
+        grace = self._settings.drain_seconds if grace is None else grace
         await self._rpc.leave()
         cut = await self._inflight.drain(grace)
         if cut:
@@ -182,6 +191,16 @@ class Replica:
             inflight=self._inflight,
             defaults=SamplingDefaults.from_pretrained(model_dir),
         )
+
+
+def _control_peers(settings: Settings) -> list[grpc.aio.ServerInterceptor]:
+    """The status is for whoever got through the handshake: the gateway shows it and may change nothing."""
+    allowed = [name for part in settings.control_peers.split(",") if (name := part.strip())]
+    if not allowed:
+        return []
+    if settings.tls_cert is None:
+        raise TransportError("ANYLOOP_CONTROL_PEERS names callers by their certificates: it needs ANYLOOP_TLS_CERT too")
+    return [PeerInterceptor(control.SERVICE, allowed, open_to_all=("GetStatus",))]
 
 
 class OutboxStopped(Exception):

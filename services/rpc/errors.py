@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_MS = 1000
 _CODES = {code.name: code for code in grpc.StatusCode}
 _RETRY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+_FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 # What another of our servers may tell the client in its own words; anything else is our failure, not the client's.
 _PASSED_ON = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -74,9 +75,11 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     if refusal.code is grpc.StatusCode.INTERNAL:
         logger.error("a request failed", exc_info=error)
     trailers: tuple[tuple[str, str], ...] = ()
-    if refusal.code in _RETRY:  # the second name is the one that gRPC's own retry policies read
+    if refusal.code in _RETRY:
         delay = str(refusal.retry_after_ms)
-        trailers = (("retry-after-ms", delay), ("grpc-retry-pushback-ms", delay))
+        trailers = (("retry-after-ms", delay),)
+        if refusal.code is _FULL:  # the name that gRPC's own retries obey; from one that is away they go on to the next
+            trailers = (*trailers, ("grpc-retry-pushback-ms", delay))
     await context.abort(refusal.code, refusal.message, trailers)
     raise AssertionError("abort returns never")
 

@@ -1,4 +1,4 @@
-"""One gRPC server: its services, health per service and for "", reflection, and a clean end on SIGTERM."""
+"""One gRPC server: its services, health per service and for "", reflection, TLS, and a clean end on SIGTERM."""
 
 import asyncio
 import logging
@@ -12,11 +12,14 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from services.rpc.errors import ErrorInterceptor
+from services.rpc.observer import CallObserver
 
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 4 * 2**20  # of a request; media travel by reference
-DRAIN_SECONDS = 10.0  # how long running requests may take to end after SIGTERM; `anyloop up` kills after 15
+LIVENESS = "liveness"  # on the health port: SERVING as long as the process answers, also while it drains or loads
+# Clients learn of new replicas when a connection ends, and then only: so none lasts. Running calls are left to end.
+CONNECTION_SECONDS = 300.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = (
@@ -34,13 +37,32 @@ class PortTaken(Exception):
 class RpcServer:
     """Add servicers, `start()`, and say `set_serving(True)` once requests can be answered: it begins NOT_SERVING."""
 
-    def __init__(self, address: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+    def __init__(
+        self,
+        address: str,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        health_address: str = "",
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        connection_seconds: float = CONNECTION_SECONDS,
+    ) -> None:
+        """`health_address`: a second port, in plain text, that answers health checks alone: for probes without TLS.
+        `interceptors` run inside the one that turns domain errors into statuses."""
+        options = (
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_connection_age_ms", round(1000 * connection_seconds)),
+        )
+        around = [ErrorInterceptor(), CallObserver(), *interceptors]
+        self._server = grpc.aio.server(interceptors=around, options=options)
+        self._probed = grpc.aio.server(options=_OPTIONS) if health_address else None
         self._health = HealthServicer()
         self._names: list[str] = [""]
-        self._address = address
+        self._address, self._health_address = address, health_address
+        self._credentials = credentials
         self.port = 0
+        self.health_port = 0
 
     def add(self, name: str, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
         """`name` is the full service name, `register` the generated `add_..._to_server`."""
@@ -53,10 +75,11 @@ class RpcServer:
         named = [*self._names[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         reflection.enable_server_reflection([*named, reflection.SERVICE_NAME], self._server)
         await self.set_serving(False)
-        try:
-            self.port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {self._address}: is another process using it? ({error})") from error
+        self.port = _listen(self._server, self._address, self._credentials)
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(_ProbedHealth(self._health), self._probed)
+            self.health_port = _listen(self._probed, self._health_address, None)
+            await self._probed.start()
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
@@ -71,6 +94,35 @@ class RpcServer:
         """Refuses new calls at once, gives running ones `grace` seconds, then cancels them."""
         await self.leave()
         await self._server.stop(grace)
+        if self._probed is not None:
+            await self._probed.stop(0)
+
+
+class _ProbedHealth(health_pb2_grpc.HealthServicer):
+    """The health of the server, and LIVENESS: a replica that waits for its weights must not be started again for it."""
+
+    def __init__(self, health: HealthServicer) -> None:
+        self._health = health
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service == LIVENESS:
+            return health_pb2.HealthCheckResponse(status=_SERVING)
+        return await self._health.Check(request, context)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:
+        await self._health.Watch(request, context)
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """The port taken. Raises PortTaken."""
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError as error:
+        raise PortTaken(f"cannot listen on {address}: is another process using it? ({error})") from error
 
 
 async def until_told_to_stop(tasks: Sequence[asyncio.Task[None]] = ()) -> None:

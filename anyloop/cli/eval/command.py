@@ -169,7 +169,7 @@ def _critic(settings: Settings, plan: "Plan") -> Iterator["Critic | None"]:
     from anyloop.media.store import MediaStore
 
     media = MediaStore(settings.effective_media_url)
-    with Critic(setting(settings, "critique_target"), media) as critic:
+    with Critic(setting(settings, "critique_target"), media, settings=settings) as critic:
         yield critic
 
 

@@ -10,6 +10,7 @@ from anyloop.cli.output import errors
 from anyloop.cli.replicas import replica_status
 from anyloop.cli.runfile import setting
 from anyloop.config import Settings
+from anyloop.transport import open_sync_channel
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc
 
 _TIMEOUT_S = 120.0
@@ -37,7 +38,7 @@ def staged(settings: Settings, versions: Sequence[str]) -> Iterator[None]:
     status = replica_status(settings, "policy")
     resident = {weights.version for weights in status.weights} if status else set()
     wanted = [version for version in dict.fromkeys(versions) if version and version not in resident] if status else []
-    with grpc.insecure_channel(setting(settings, "policy_control_target")) as channel:
+    with open_sync_channel(settings, setting(settings, "policy_control_target")) as channel:
         control = control_pb2_grpc.ControlServiceStub(channel)
         loaded: list[str] = []
         try:

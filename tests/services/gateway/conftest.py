@@ -100,7 +100,8 @@ async def _running(home: Path, **overrides: Any) -> AsyncIterator[World]:
     control_pb2_grpc.add_ControlServiceServicer_to_server(_load_fake().FakeControl(), upstream)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, upstream)
-    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    for service in ("", "anyloop.v1.PolicyService"):
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     target = f"127.0.0.1:{upstream.add_insecure_port('127.0.0.1:0')}"
     settings.policy_target = settings.policy_control_target = settings.critique_control_target = target
     await upstream.start()

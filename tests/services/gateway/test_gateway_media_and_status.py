@@ -102,10 +102,10 @@ async def test_ready_means_that_the_policy_service_serves(start: Any) -> None:
 
 async def test_not_ready_says_why(start: Any) -> None:
     world = await start()
-    await world.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    await world.health.enter_graceful_shutdown()
     reply = await world.http.get("/ready")
     assert reply.status_code == 503
-    assert reply.json()["reasons"] == ["policy service: not serving"]
+    assert reply.json()["reasons"] == ["policy service: no replica serves"]
 
 
 async def test_the_openapi_document_describes_the_bodies(world: Any) -> None:
