@@ -5,6 +5,7 @@ Counters are named without `_total`, which the client library appends. Times are
 
 import threading
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -14,6 +15,7 @@ _TOKEN_LATENCY = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0
 _APPEND = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _STALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _PHASE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+_HTTP = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LOOP = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
 # Serving
@@ -33,6 +35,32 @@ GENERATION_TOKENS = Counter("anyloop_generation_tokens", "Tokens generated", ["m
 REQUEST_SUCCESS = Counter(
     "anyloop_request_success", "Responses that ended, by reason (stop, length)", ["model_name", "finished_reason"]
 )
+REQUEST_FAILURES = Counter(
+    "anyloop_request_failures",
+    "Requests for a response that ended without one, by gRPC status; CANCELLED and INVALID_ARGUMENT are the client's",
+    ["model_name", "code"],
+)
+RPC_REQUESTS = Counter(
+    "anyloop_rpc_requests", "gRPC calls between the services, by how they ended", ["service", "method", "code"]
+)
+RPC_SECONDS = Histogram(
+    "anyloop_rpc_request_seconds",
+    "From a gRPC call between the services to its end",
+    ["service", "method"],
+    buckets=_HTTP,
+)
+
+# Edge
+HTTP_REQUESTS = Counter(
+    "anyloop_http_requests",
+    "REST requests by the status they came to: 499 where the client left, and that of the error where a stream broke",
+    ["route", "method", "code"],
+)
+HTTP_SECONDS = Histogram(
+    "anyloop_http_request_seconds", "From a REST request to the end of its answer", ["route"], buckets=_HTTP
+)
+EDGE_REQUESTS = Counter("anyloop_edge_requests", "Clients' gRPC calls, by how they ended", ["method", "code"])
+BUILD_INFO = Gauge("anyloop_build_info", "1; the version is a label", ["version"])
 
 # Swap
 SWAP_STALL = Histogram(
@@ -54,7 +82,9 @@ LOGPROB_MISMATCH = Gauge(
     "How far trainer and serving engine are apart about the same tokens of the same weights (max, mean)",
     ["kind"],
 )
-GATE_DECISIONS = Counter("anyloop_gate_decisions", "Candidates decided, by outcome (promoted, rejected)", ["outcome"])
+GATE_DECISIONS = Counter(
+    "anyloop_gate_decisions", "Candidates decided, by outcome (promoted, approved, rejected)", ["outcome"]
+)
 
 # Learner
 TRAINER_LEFT_OUT = Counter(
@@ -78,6 +108,28 @@ TRAINER_FAILURES = Counter(
     "anyloop_trainer_failures", "Failed attempts of learner and gate, by cause (log, service, disk, round)", ["cause"]
 )
 
+# Controller
+CONTROLLER_IS_LEADER = Gauge("anyloop_controller_is_leader", "1 while this controller holds the Lease")
+CONTROLLER_RECONCILE = Histogram(
+    "anyloop_controller_reconcile_seconds", "One look at a PolicyRollout", buckets=_LATENCY
+)
+CONTROLLER_RECONCILE_ERRORS = Counter(
+    "anyloop_controller_reconcile_errors", "Looks that failed and are tried again, by cause (api, log, bug)", ["kind"]
+)
+CONTROLLER_API_CALLS = Counter(
+    "anyloop_controller_api_calls", "Calls to the Kubernetes API; a watch counts once", ["verb", "resource"]
+)
+ROLLOUT_REPLICAS = Gauge(
+    "anyloop_rollout_replicas", "Ready replicas by the version that they serve", ["namespace", "name", "version"]
+)
+ROLLOUT_PHASE = Gauge("anyloop_rollout_phase", "1 for the present phase", ["namespace", "name", "phase"])
+ROLLOUT_MIXED = Gauge(
+    "anyloop_rollout_mixed_seconds", "How long replicas have served more than one version", ["namespace", "name"]
+)
+ROLLOUTS = Counter(
+    "anyloop_rollouts", "Ended rollouts, by outcome (completed, rolled_back, superseded, aborted)", ["outcome"]
+)
+
 # Log
 LOG_LAG = Gauge("anyloop_log_lag", "Records not yet committed by a consumer group", ["group", "topic"])
 LOG_SPOOL_BYTES = Gauge("anyloop_log_spool_bytes", "Bytes in the local outbox that the log has not acknowledged")
@@ -97,6 +149,12 @@ LOG_APPEND = Histogram(
 )
 AUDIT_FAILURES = Counter("anyloop_audit_failures", "Entries that the audit trail could not take")
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
+
+try:
+    VERSION = version("anyloop")
+except PackageNotFoundError:  # run from a folder, not installed
+    VERSION = "unknown"
+BUILD_INFO.labels(VERSION).set(1)
 
 _version_lock = threading.Lock()
 _versions: dict[str, str] = {}

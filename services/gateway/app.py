@@ -15,6 +15,7 @@ from services.gateway.body import BODIES_IN_FLIGHT, BodyLimit
 from services.gateway.dataplane import DataPlane
 from services.gateway.errors import GatewayError, Status, gateway_error_handler
 from services.gateway.logprobs import TokenNames
+from services.gateway.observer import RequestObserver
 from services.gateway.routes import chat, feedback, generate, media, operations
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def create_app(plane: DataPlane) -> FastAPI:
         app.include_router(module.router)
     limit = plane.settings.max_body_bytes
     app.add_middleware(BodyLimit, limit=limit, budget=limit * BODIES_IN_FLIGHT)
+    app.add_middleware(RequestObserver)  # added last: it sees what the others answer
     app.add_exception_handler(GatewayError, gateway_error_handler)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)

@@ -15,6 +15,7 @@ from protos.anyloop.v1 import policy_pb2, types_pb2
 from services.gateway.answers import Answer, finished
 from services.gateway.chat import ChatRenderer, by_kind, usage
 from services.gateway.errors import GatewayError, Status
+from services.gateway.observer import broke_off
 
 logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
@@ -52,8 +53,10 @@ class ChatChunks:
             if self._include_usage:
                 last = encode({**self._head(self._answers[0]), "choices": [], "usage": usage(self._answers)})
         except GatewayError as error:
+            broke_off(error.http_status)
             last = encode(error.body)
         except Exception:
+            broke_off(500)
             logger.exception("a stream failed", extra={"response_id": self._answers[0].response_id})
             last = encode(
                 GatewayError(Status.INTERNAL, "the gateway failed on this request; try again", "internal").body
