@@ -6,8 +6,8 @@
 ~/.kube/config), `ANYLOOP_CONTROLLER_CONTEXT` (a context of it).
 *Which loop*: the settings that all processes share (anyloop/config.py): `ANYLOOP_LOG_URL` (the log whose APPROVED
 events it rolls out and where it announces), `ANYLOOP_TLS_*` (towards the replicas' control ports, whose certificates
-name `ANYLOOP_TLS_SERVER_NAME`), `ANYLOOP_LOG_LEVEL`, `ANYLOOP_METRICS_PORT` and `ANYLOOP_HEALTH_PORT` (of the controller
-itself: SERVING while it watches, leader or not), `ANYLOOP_BIND`.
+name `ANYLOOP_TLS_SERVER_NAME`), `ANYLOOP_LOG_LEVEL`, `ANYLOOP_BIND`, `ANYLOOP_METRICS_PORT` and `ANYLOOP_HEALTH_PORT`
+(of the controller itself: SERVING whether it holds the Lease or waits for it).
 *Which pods*: those that a PolicyRollout selects and that match `ANYLOOP_CONTROLLER_POD_SELECTOR`. A pod takes part with
 a `status.podIP`, a container port named `control` (gRPC ControlService), the condition Ready, and, for analysis, a
 container port named `metrics` (HTTP, /metrics).

@@ -1,0 +1,226 @@
+"""The replicas of one PolicyRollout: what each serves, as far as is known, and the changes of weights under way.
+
+Kept in memory and found out again by who takes over: what is true stands in the replicas.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from k8s.pods import Pod
+from k8s.replicas import Fault, ReplicaError, Replicas, Served
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 30.0
+
+
+@dataclass
+class Observation:
+    """What one process of a replica said last."""
+
+    incarnation: str
+    at: float
+    served: Served | None = None  # None: it did not answer
+    error: str = ""
+
+
+@dataclass
+class Attempt:
+    """Changes that failed on one replica."""
+
+    failures: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A change that a replica could not make."""
+
+    pod: str
+    version: str
+    fault: Fault
+    message: str
+
+
+@dataclass
+class Limits:
+    """Shared by all fleets of a controller: how many calls run at once, and how long one may take."""
+
+    calls: asyncio.Semaphore
+    call_seconds: float
+    swap_seconds: float
+    allowed: Callable[[], bool] = field(default=lambda: True)  # whether this controller may still change anything
+
+
+class Fleet:
+    """`observe`, then ask, then `want`. `changed` is called when a change of weights has ended."""
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        limits: Limits,
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replicas = replicas
+        self._limits = limits
+        self._changed = changed
+        self._clock = clock
+        self._pods: dict[str, Pod] = {}
+        self._seen: dict[str, Observation] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._swaps: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._backlog: dict[str, str] = {}
+        self._mode, self._parallel = "", 1
+        self._expected: dict[str, tuple[str, str]] = {}  # uid: the version that a replica was changed to, and by whom
+        self.failures: list[Failure] = []  # since they were taken last
+        self.lost: list[str] = []  # replicas that no longer serve what they were changed to
+
+    async def observe(self, pods: Iterable[Pod], max_age: float) -> None:
+        """Asks the usable replicas whose last answer is older than `max_age` seconds, or of a process before."""
+        self._pods = {pod.uid: pod for pod in pods}
+        self._forget()
+        now = self._clock()
+        asked = [
+            pod
+            for pod in self._pods.values()
+            if pod.usable and pod.uid not in self._swaps and self._stale(pod, now - max_age)
+        ]
+        await asyncio.gather(*(self._ask(pod) for pod in asked))
+        self._notice_losses()
+
+    @property
+    def pods(self) -> list[Pod]:
+        """Not those that are ending."""
+        return [pod for pod in self._pods.values() if not pod.ending]
+
+    @property
+    def usable(self) -> list[Pod]:
+        return [pod for pod in self._pods.values() if pod.usable]
+
+    def version(self, pod: Pod) -> str:
+        """What a replica serves; empty when it does not answer."""
+        seen = self._seen.get(pod.uid)
+        return seen.served.version if seen and seen.served and seen.incarnation == pod.incarnation else ""
+
+    def served(self, pod: Pod) -> Served | None:
+        seen = self._seen.get(pod.uid)
+        return seen.served if seen else None
+
+    @property
+    def versions(self) -> Counter[str]:
+        """How many usable replicas serve which version; those that do not answer are left out."""
+        return Counter(version for pod in self.usable if (version := self.version(pod)))
+
+    def serving(self, version: str) -> list[Pod]:
+        return [pod for pod in self.usable if self.version(pod) == version]
+
+    @property
+    def unreachable(self) -> list[Pod]:
+        """Usable by Kubernetes' word, and their control port does not answer."""
+        return [pod for pod in self.usable if (seen := self._seen.get(pod.uid)) and seen.served is None]
+
+    @property
+    def swapping(self) -> int:
+        return len(self._swaps)
+
+    @property
+    def why_unreachable(self) -> str:
+        errors = [seen.error for pod in self.unreachable if (seen := self._seen.get(pod.uid))]
+        return errors[0] if errors else ""
+
+    def want(self, versions: Mapping[str, str], mode: str, parallel: int) -> None:
+        """The version that each of these replicas (by uid) is to serve, from now on and instead of what was wanted
+        before. `parallel` change at a time; changes that run are not broken off."""
+        self._backlog = dict(versions)
+        self._mode, self._parallel = mode, parallel
+        self._fill()
+
+    def take_failures(self) -> list[Failure]:
+        taken, self.failures = self.failures, []
+        return taken
+
+    def take_lost(self) -> list[str]:
+        taken, self.lost = self.lost, []
+        return taken
+
+    async def close(self) -> None:
+        """Breaks off what runs: a replica that is in the middle of a change finishes it by itself."""
+        self._backlog.clear()
+        tasks = [task for _, task in self._swaps.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _stale(self, pod: Pod, before: float) -> bool:
+        seen = self._seen.get(pod.uid)
+        return seen is None or seen.at <= before or seen.incarnation != pod.incarnation
+
+    async def _ask(self, pod: Pod) -> None:
+        async with self._limits.calls:
+            try:
+                async with asyncio.timeout(self._limits.call_seconds):
+                    served = await self._replicas.status(pod)
+            except (ReplicaError, TimeoutError) as error:
+                message = str(error) or f"{pod.name} did not answer within {self._limits.call_seconds:g} s"
+                self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), error=message)
+                return
+        self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), served)
+
+    def _forget(self) -> None:
+        for uid in [uid for uid in self._seen if uid not in self._pods]:
+            del self._seen[uid]
+            self._attempts.pop(uid, None)
+            self._expected.pop(uid, None)
+
+    def _notice_losses(self) -> None:
+        """A replica that was changed and is not ready any more, or serves something else, has lost it: it crashed."""
+        for uid, (version, incarnation) in list(self._expected.items()):
+            pod = self._pods.get(uid)
+            if pod is None or pod.ending:
+                del self._expected[uid]
+            elif not pod.ready or pod.incarnation != incarnation or self.version(pod) not in ("", version):
+                del self._expected[uid]
+                self.lost.append(pod.name)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        for uid, version in list(self._backlog.items()):
+            if len(self._swaps) >= self._parallel or not self._limits.allowed():
+                return
+            pod = self._pods.get(uid)
+            if pod is None or not pod.usable or uid in self._swaps:
+                continue
+            if self._attempts.get(uid, Attempt()).not_before > now:
+                continue
+            del self._backlog[uid]
+            self._swaps[uid] = (version, asyncio.create_task(self._swap(pod, version)))
+
+    async def _swap(self, pod: Pod, version: str) -> None:
+        attempt = self._attempts.setdefault(pod.uid, Attempt())
+        self._expected.pop(pod.uid, None)
+        try:
+            async with self._limits.calls, asyncio.timeout(self._limits.swap_seconds):
+                served = await self._replicas.activate(pod, version, self._mode)
+            self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), served)
+            self._expected[pod.uid] = (version, pod.incarnation)
+            self._attempts.pop(pod.uid, None)
+        except (ReplicaError, TimeoutError) as error:
+            fault = error.fault if isinstance(error, ReplicaError) else Fault.AWAY
+            message = str(error) or f"{pod.name} did not change its weights within {self._limits.swap_seconds:g} s"
+            attempt.not_before = self._clock() + min(_FIRST_WAIT * 2**attempt.failures, _LONGEST_WAIT)
+            attempt.failures += 1
+            self.failures.append(Failure(pod.name, version, fault, message))
+            self._seen.pop(pod.uid, None)
+            logger.warning("%s was not changed to %s: %s", pod.name, version, message, extra={"fault": fault})
+            if fault is not Fault.AWAY:
+                self._backlog.clear()  # first let it be seen whether the weights are at fault
+        finally:
+            del self._swaps[pod.uid]
+        self._changed()
+        self._fill()

@@ -1,0 +1,116 @@
+"""What a run does next: pure decisions on what was observed. No I/O, no clock."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from k8s.run import Run
+from k8s.spec import MANUAL, Spec
+from k8s.verdicts import Step as StepVerdict
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The fleet at one look. `on_target` and `unreachable` are among the `usable` ones."""
+
+    total: int
+    usable: int
+    on_target: int = 0
+    unreachable: int = 0
+    swapping: int = 0
+
+    @property
+    def unready(self) -> int:
+        return self.total - self.usable
+
+    @property
+    def answering(self) -> int:
+        return self.usable - self.unreachable
+
+
+class Act(StrEnum):
+    WAIT = "wait"
+    NEXT = "next"  # begin the next step
+    FINISH = "finish"  # every step is done: promote
+    ROLL_BACK = "roll back"
+
+
+@dataclass(frozen=True)
+class Move:
+    act: Act
+    phase: str = "Progressing"
+    reason: str = ""  # a condition's reason, in CamelCase
+    message: str = ""
+    until: float | None = None  # when a wait may be over
+
+
+def goal(spec: Spec, run: Run, total: int) -> int:
+    """How many replicas the present step wants on the target."""
+    step = spec.steps[min(run.step, len(spec.steps) - 1)]
+    return min(step.replicas.up(total), total)
+
+
+def budget(spec: Spec, run: Run, seen: Observed) -> int:
+    """How many more replicas may be changed now.
+
+    One that has left the fleet since the run began counts as changed: weights that crash their replicas take as many as
+    the step allows, and no more.
+    """
+    gone = max(0, seen.unready - run.unready_at_start)
+    return max(0, goal(spec, run, seen.total) - seen.on_target - seen.swapping - gone)
+
+
+def reached(spec: Spec, run: Run, seen: Observed) -> bool:
+    """Whether the step's replicas serve the target. Few that do not answer hold nothing up at the end: they read the
+    promotion in the log."""
+    wanted = goal(spec, run, seen.total)
+    if wanted == 0:
+        return not seen.swapping
+    spared = min(seen.unreachable, spec.max_unreachable.down(seen.total))
+    able = seen.usable - spared
+    return not seen.swapping and seen.on_target > 0 and seen.on_target >= min(wanted, able)
+
+
+def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanced: bool, now: float) -> Move:
+    """For a run that is under way and not paused."""
+    step = spec.steps[run.step]
+    last = run.step == len(spec.steps) - 1
+    where = f"step {run.step + 1} of {len(spec.steps)}"
+    if run.failures > spec.max_replica_failures:
+        why = f"{run.failures} replicas crashed on {run.version} or failed to load it"
+        return Move(Act.ROLL_BACK, reason="ReplicasFailed", message=why)
+    if now - run.started >= spec.max_mixed:
+        why = f"the rollout took longer than maxMixedSeconds ({spec.max_mixed:g})"
+        return Move(Act.ROLL_BACK, reason="MixedTooLong", message=why)
+    watched = step.analysis and bool(spec.analysis.live) and goal(spec, run, seen.total) > 0
+    if watched and verdict.failed:
+        return Move(Act.ROLL_BACK, reason="AnalysisFailed", message=verdict.failed)
+    if run.reached is None:
+        return _swapping(spec, run, seen, where, now)
+    if advanced:
+        return Move(Act.FINISH if last else Act.NEXT)
+    over = run.reached + step.pause
+    if step.pause == MANUAL:
+        hint = f"{where} waits for an operator: `anyloop rollouts advance`"
+        return Move(Act.WAIT, "AwaitingAdvance", "AwaitingAdvance", hint, run.started + spec.max_mixed)
+    if now < over:
+        return Move(Act.WAIT, "Analyzing" if watched else "Progressing", "StepPause", f"{where} pauses", over)
+    if watched and not verdict.conclusive and spec.analysis.waits:
+        deadline = max(over, run.progress) + spec.progress_deadline
+        if now >= deadline:
+            why = f"{where}: metrics stayed inconclusive for {spec.progress_deadline:g} s"
+            return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)
+        return Move(Act.WAIT, "Analyzing", "Analyzing", f"{where} is being measured", deadline)
+    return Move(Act.FINISH if last else Act.NEXT)
+
+
+def _swapping(spec: Spec, run: Run, seen: Observed, where: str, now: float) -> Move:
+    wanted = goal(spec, run, seen.total)
+    progress = f"{where}: {seen.on_target} of {wanted} replicas serve {run.version}"
+    if not seen.usable:  # no replica is at fault: there is none
+        return Move(Act.WAIT, "Progressing", "NoReplica", f"{where}: no replica is ready", math.inf)
+    deadline = run.progress + spec.progress_deadline
+    if now >= deadline:
+        why = f"{progress}, and nothing moved for {spec.progress_deadline:g} s"
+        return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)
+    return Move(Act.WAIT, "Progressing", "ReplicasChanging", progress, deadline)

@@ -1,0 +1,147 @@
+"""One rollout of one version, as the status keeps it: what a controller that takes over needs to go on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from k8s import timestamps
+
+PROGRESSING = "Progressing"
+PROMOTING = "Promoting"
+ROLLING_BACK = "RollingBack"
+
+COMPLETED = "Completed"
+ROLLED_BACK = "RolledBack"
+SUPERSEDED = "Superseded"
+ABORTED = "Aborted"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Times are Unix seconds. A frozen value: each look makes the next one of it."""
+
+    id: str
+    version: str
+    stable: str
+    started: float
+    progress: float  # the last time that it came forward
+    state: str = PROGRESSING
+    step: int = 0
+    steps: int = 1
+    reached: float | None = None  # when the step's replicas served the target
+    paused: float | None = None
+    peak: int = 0  # most replicas that served the target
+    failures: int = 0
+    unready_at_start: int = 0
+    outcome: str = ""  # of a rollback: what it is called when it has ended
+    reason: str = ""
+
+    @classmethod
+    def begin(cls, version: str, stable: str, steps: int, unready: int, now: float) -> "Run":
+        return cls(
+            id=f"{version}@{int(now * 1000)}",
+            version=version,
+            stable=stable,
+            started=now,
+            progress=now,
+            steps=steps,
+            unready_at_start=unready,
+        )
+
+    def at_step(self, step: int, now: float) -> "Run":
+        return replace(self, step=step, reached=None, progress=now)
+
+    def rolling_back(self, outcome: str, reason: str, now: float) -> "Run":
+        return replace(self, state=ROLLING_BACK, outcome=outcome, reason=reason, progress=now, paused=None)
+
+    def resumed(self, now: float) -> "Run":
+        """The time in which it was paused counts for nothing."""
+        if self.paused is None:
+            return self
+        away = now - self.paused
+        reached = self.reached + away if self.reached is not None else None
+        return replace(self, paused=None, progress=self.progress + away, reached=reached)
+
+    def to_status(self) -> dict[str, Any]:
+        found = {
+            "id": self.id,
+            "version": self.version,
+            "stable": self.stable,
+            "state": self.state,
+            "startedAt": timestamps.written(self.started),
+            "progressAt": timestamps.written(self.progress),
+            "step": self.step,
+            "steps": self.steps,
+            "stepReachedAt": timestamps.written(self.reached) if self.reached is not None else None,
+            "pausedAt": timestamps.written(self.paused) if self.paused is not None else None,
+            "peak": self.peak,
+            "failures": self.failures,
+            "unreadyAtStart": self.unready_at_start,
+            "outcome": self.outcome or None,
+            "reason": self.reason or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> "Run":
+        started = timestamps.read(status["startedAt"]) or 0.0
+        return cls(
+            id=status["id"],
+            version=status["version"],
+            stable=status["stable"],
+            started=started,
+            progress=timestamps.read(status.get("progressAt")) or started,
+            state=status["state"],
+            step=status.get("step", 0),
+            steps=status.get("steps", 1),
+            reached=timestamps.read(status.get("stepReachedAt")),
+            paused=timestamps.read(status.get("pausedAt")),
+            peak=status.get("peak", 0),
+            failures=status.get("failures", 0),
+            unready_at_start=status.get("unreadyAtStart", 0),
+            outcome=status.get("outcome", ""),
+            reason=status.get("reason", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A rollout of the history."""
+
+    id: str
+    version: str
+    outcome: str
+    stable: str = ""
+    reason: str = ""
+    started: float | None = None
+    ended: float | None = None
+    peak: int = 0
+
+    @classmethod
+    def of(cls, run: Run, outcome: str, reason: str, now: float) -> "Ended":
+        return cls(run.id, run.version, outcome, run.stable, reason, run.started, now, run.peak)
+
+    def to_status(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "version": self.version,
+            "outcome": self.outcome,
+            "stable": self.stable,
+            "reason": self.reason,
+            "peak": self.peak,
+            **({"startedAt": timestamps.written(self.started)} if self.started is not None else {}),
+            **({"endedAt": timestamps.written(self.ended)} if self.ended is not None else {}),
+        }
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> "Ended":
+        return cls(
+            id=status["id"],
+            version=status["version"],
+            outcome=status["outcome"],
+            stable=status.get("stable", ""),
+            reason=status.get("reason", ""),
+            started=timestamps.read(status.get("startedAt")),
+            ended=timestamps.read(status.get("endedAt")),
+            peak=status.get("peak", 0),
+        )
