@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", action="append", choices=MODELS, help="serve only these (default: all five)")
     parser.add_argument("--directory", type=Path, default=settings.home / "triton", help="working folder of the server")
     parser.add_argument("--address", default=settings.bind, help="address to listen on")
+    parser.add_argument("--metrics-address", help="the same of the metrics port (default: --address)")
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=int(settings.triton_url.rsplit(":", 1)[-1]))
     parser.add_argument("--metrics-port", type=int, default=8002)
@@ -34,7 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     ports = TritonPorts(options.http_port, options.grpc_port, options.metrics_port)
     # The model processes run elsewhere: relative paths of this process must not change their meaning there.
     absolute = {"ANYLOOP_MODEL_DIR": str(settings.model_dir.absolute()), "ANYLOOP_HOME": str(settings.home.absolute())}
-    server = TritonServer(directory, models, ports, options.address, absolute, ends_with_caller=True)
+    server = TritonServer(
+        directory,
+        models,
+        ports,
+        options.address,
+        absolute,
+        ends_with_caller=True,
+        metrics_address=options.metrics_address,
+    )
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with server:

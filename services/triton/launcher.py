@@ -1,4 +1,7 @@
-"""Starts the Triton binary of the `nvidia-pytriton` wheel on a model repository, and stops it cleanly."""
+"""Starts Triton on a model repository, and stops it cleanly: the binary of the `nvidia-pytriton` wheel, or NVIDIA's image.
+
+In the image the server lies in /opt/tritonserver with its backends in place, made for the image's own Python.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from services.hosts.placement import triton_models
 from services.triton.repository import build_repository
 
 _ROOT = Path(__file__).resolve().parents[2]
+_IMAGE_SERVER = Path("/opt/tritonserver")
 _LOG_TAIL = 4000  # bytes of the server's log that an error shows
 
 
@@ -37,27 +41,32 @@ class TritonPorts:
     metrics: int = 8002
 
 
-def wheel_directory() -> Path:
-    """The `tritonserver` folder inside the wheel. Raises TritonError when it is not installed."""
+def server_directory() -> Path:
+    """The `tritonserver` folder: inside the wheel, else of NVIDIA's image. Raises TritonError when there is neither."""
     spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise TritonError(
-            "the Triton binary is not installed: `pip install 'anyloop[triton]'`, or set ANYLOOP_HOST=inprocess"
-        )
-    return Path(spec.origin).parent / "tritonserver"
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "tritonserver"
+    if (_IMAGE_SERVER / "bin" / "tritonserver").exists():
+        return _IMAGE_SERVER
+    raise TritonError(
+        "the Triton binary is not installed: `pip install 'anyloop[triton]'`, or set ANYLOOP_HOST=inprocess"
+    )
 
 
-def build_backend_directory(directory: Path) -> Path:
-    """Lays out the Python backend as Triton looks for it, with the stub of the running Python version."""
-    wheel = wheel_directory()
+def backend_directory(directory: Path) -> Path:
+    """Where the Python backend lies as Triton looks for it; the wheel's is laid out in `directory` first."""
+    server = server_directory()
+    stubs = server / "python_backend_stubs"
+    if not stubs.exists():
+        return server / "backends"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = stubs / version / "triton_python_backend_stub"
     if not stub.exists():
-        known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
+        known = ", ".join(sorted(path.name for path in stubs.iterdir()))
         raise TritonError(f"the Triton wheel has no stub for Python {version}, only for {known}")
     backend = directory / "python"
     backend.mkdir(parents=True, exist_ok=True)
-    for source in [*(p for p in (wheel / "backends" / "python").iterdir() if p.is_file()), stub]:
+    for source in [*(p for p in (server / "backends" / "python").iterdir() if p.is_file()), stub]:
         target = backend / source.name
         target.unlink(missing_ok=True)
         try:
@@ -83,17 +92,22 @@ def server_environment(settings: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def server_command(
-    repository: Path, backends: Path, ports: TritonPorts, address: str, models: Sequence[str]
+    repository: Path,
+    backends: Path,
+    ports: TritonPorts,
+    address: str,
+    models: Sequence[str],
+    metrics_address: str | None = None,
 ) -> list[str]:
     command = [
-        str(wheel_directory() / "bin" / "tritonserver"),
+        str(server_directory() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",  # or every model.py is loaded twice
         f"--http-address={address}",
         f"--grpc-address={address}",
-        f"--metrics-address={address}",
+        f"--metrics-address={metrics_address or address}",
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
@@ -113,8 +127,10 @@ class TritonServer:
         address: str = "127.0.0.1",
         settings: Mapping[str, str] | None = None,
         ends_with_caller: bool = False,
+        metrics_address: str | None = None,
     ) -> None:
-        """`directory` is the server's own: repository, backend folder and log go there.
+        """`directory` is the server's own: repository, backend folder and log go there. `metrics_address` (`address`)
+        may be wider: metrics are read from elsewhere also where nobody else may ask the models.
 
         `ends_with_caller` (Linux) ends the server when the thread that calls `start` is gone, killed or not.
         """
@@ -122,6 +138,7 @@ class TritonServer:
         self._models = tuple(models)
         self._ports = ports
         self._address = address
+        self._metrics_address = metrics_address
         self._settings = dict(settings or {})
         self._before_exec = _ask_for_parent_death_signal() if ends_with_caller else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -133,8 +150,10 @@ class TritonServer:
 
     def start(self) -> None:
         repository = build_repository(self._directory / "models", self._models)
-        backends = build_backend_directory(self._directory / "backends")
-        command = server_command(repository, backends, self._ports, self._address, self._models)
+        backends = backend_directory(self._directory / "backends")
+        command = server_command(
+            repository, backends, self._ports, self._address, self._models, self._metrics_address
+        )
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -16,15 +16,15 @@ from services.triton.launcher import TritonError, TritonPorts, TritonServer
 
 
 def test_the_backend_folder_holds_the_backend_and_the_stub_of_this_python(tmp_path: Path) -> None:
-    folder = launcher.build_backend_directory(tmp_path) / "python"
+    folder = launcher.backend_directory(tmp_path) / "python"
     stub = folder / "triton_python_backend_stub"
     assert os.access(stub, os.X_OK)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    original = launcher.wheel_directory() / "python_backend_stubs" / version / stub.name
+    original = launcher.server_directory() / "python_backend_stubs" / version / stub.name
     assert stub.stat().st_size == original.stat().st_size
     assert (folder / "libtriton_python.so").exists()
     assert (folder / "triton_python_backend_utils.py").exists()
-    launcher.build_backend_directory(tmp_path)  # again, over itself
+    launcher.backend_directory(tmp_path)  # again, over itself
 
 
 def test_the_environment_finds_libpython_the_wheel_and_this_repository(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +54,23 @@ def test_models_are_loaded_by_name_under_explicit_control() -> None:
     ]
 
 
-def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_the_server_of_nvidias_image_is_taken_with_its_own_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tritonserver").touch()
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launcher, "_IMAGE_SERVER", tmp_path)
+    assert launcher.server_directory() == tmp_path
+    assert launcher.backend_directory(tmp_path / "unused") == tmp_path / "backends"
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_missing_wheel_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launcher, "_IMAGE_SERVER", tmp_path)
     with pytest.raises(TritonError, match="ANYLOOP_HOST=inprocess"):
-        launcher.wheel_directory()
+        launcher.server_directory()
 
 
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(
