@@ -151,9 +151,7 @@ class TritonServer:
     def start(self) -> None:
         repository = build_repository(self._directory / "models", self._models)
         backends = backend_directory(self._directory / "backends")
-        command = server_command(
-            repository, backends, self._ports, self._address, self._models, self._metrics_address
-        )
+        command = server_command(repository, backends, self._ports, self._address, self._models, self._metrics_address)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -17,6 +17,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from anyloop.config import Settings
+from anyloop.telemetry import tracing
 from services.hosts.interface import HostError
 from services.hosts.payload import TARGET, TENSOR, pack, unpack
 from services.hosts.program import Cancel, Program, open_program
@@ -33,6 +34,7 @@ class TritonPythonModel:
         logging.basicConfig(level=logging.INFO, format=f"{args['model_name']}: %(levelname)s %(message)s")
         names = json.loads(args["model_config"])["parameters"]["programs"]["string_value"].split(",")
         settings = Settings()
+        tracing.configure("engine", settings)
         self._programs: dict[str, Program] = {name: open_program(name, settings) for name in names}
         self._open: dict[_Answer, Cancel] = {}
         self._stopping = threading.Event()
@@ -75,6 +77,7 @@ class TritonPythonModel:
         self._poller.join(5.0)
         for answer in list(self._open):
             answer.send(HostError("UNAVAILABLE", "the model is being unloaded").to_payload(), True)
+        tracing.flush()
 
     def _poll_cancelled(self) -> None:
         """Triton does not tell a model that a client has gone: it must be asked, and not on the engine's thread."""

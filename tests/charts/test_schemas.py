@@ -56,7 +56,7 @@ def test_the_policy_rollout_fits_its_definition(name: str) -> None:
 
 
 def rollout_schema() -> dict[str, Any]:
-    """The definition's schema for JSON Schema: unknown fields are refused, as `kubectl apply --validate=strict` does."""
+    """The definition for JSON Schema: unknown fields are refused, as by `kubectl apply --validate=strict`."""
     definition = yaml.safe_load((CHART / "crds" / "policyrollouts.yaml").read_text())
     (version,) = definition["spec"]["versions"]
     return _closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"])

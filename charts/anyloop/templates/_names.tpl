@@ -53,6 +53,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ default .tag .image.tag }}{{ end -}}
 {{- end -}}
 
+{{/* Policy, critique and decoders: with their models in Triton beside them, or in the process itself. */}}
+{{- define "anyloop.servicesImage" -}}
+{{ include "anyloop.image" (dict "root" . "image" (eq .Values.host "inprocess" | ternary "inprocess" "services")) }}
+{{- end -}}
+
 {{/* Where one service finds another: all ready pods behind a headless Service, balanced by the client. */}}
 {{- define "anyloop.target" -}}
 dns:///{{ include "anyloop.name" . }}.{{ .root.Release.Namespace }}.svc:{{ .port }}

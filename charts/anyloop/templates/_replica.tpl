@@ -43,7 +43,7 @@ spec:
       {{- end }}
       containers:
         - name: {{ .model }}
-          image: {{ include "anyloop.image" (dict "root" $root "image" "services") }}
+          image: {{ include "anyloop.servicesImage" $root }}
           {{- include "anyloop.pullPolicy" . | nindent 10 }}
           command: [python, -m, services.{{ .model }}]
           {{- include "anyloop.environment" . | nindent 10 }}

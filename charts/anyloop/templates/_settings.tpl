@@ -36,7 +36,6 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_METRICS_PORT" "9100" -}}
 {{- $_ := set $s "ANYLOOP_LOG_LEVEL" $root.Values.logLevel -}}
 {{- $_ := set $s "PYTHONUNBUFFERED" "1" -}}
-{{- $_ := set $s "HOME" "/tmp" -}}
 {{- if ne $c "controller" -}}
 {{- $_ := set $s "ANYLOOP_REGISTRY_DIR" "/var/lib/anyloop-registry" -}}
 {{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}
@@ -123,7 +122,7 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_CONTROLLER_POD_SELECTOR" (printf "app.kubernetes.io/name=anyloop,app.kubernetes.io/instance=%s,app.kubernetes.io/component=policy" $root.Release.Name) -}}
 {{- with $root.Values.rollouts.prometheus.url -}}{{- $_ := set $s "ANYLOOP_CONTROLLER_PROMETHEUS_URL" . -}}{{- end -}}
 {{- if $root.Values.tls.enabled -}}
-{{- $_ := set $s "ANYLOOP_CONTROLLER_TLS_SERVER_NAME" (printf "%s.%s.svc" (include "anyloop.name" (dict "root" $root "component" "policy")) $root.Release.Namespace) -}}
+{{- $_ := set $s "ANYLOOP_TLS_SERVER_NAME" (printf "%s.%s.svc" (include "anyloop.name" (dict "root" $root "component" "policy")) $root.Release.Namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $c "bootstrap" -}}
@@ -139,13 +138,14 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{ toYaml $s }}
 {{- end -}}
 
-{{/* Who may call control ports, where each component has a certificate of its own. */}}
+{{/* Who may change weights on control ports, where each component has a certificate of its own; any other certificate
+of the authority may look. */}}
 {{- define "anyloop.controlPeers" -}}
 {{- if .Values.tls.controlPeers -}}
 {{ join "," .Values.tls.controlPeers }}
 {{- else if .Values.tls.certManager.enabled -}}
 {{- $peers := list -}}
-{{- range list "gateway" "trainer" "gate" "controller" -}}
+{{- range list "trainer" "gate" "controller" -}}
 {{- $peers = append $peers (include "anyloop.name" (dict "root" $ "component" .)) -}}
 {{- end -}}
 {{ join "," $peers }}

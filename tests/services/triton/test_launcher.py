@@ -66,6 +66,13 @@ def test_without_the_wheel_the_server_of_nvidias_image_is_taken_with_its_own_bac
     assert not (tmp_path / "unused").exists()
 
 
+def test_metrics_may_be_read_from_further_away_than_the_models_may_be_asked() -> None:
+    arguments = (Path("/r"), Path("/b"), TritonPorts(), "127.0.0.1", ["policy"])
+    wide = launcher.server_command(*arguments, "0.0.0.0")
+    assert {"--grpc-address=127.0.0.1", "--http-address=127.0.0.1", "--metrics-address=0.0.0.0"} <= set(wide)
+    assert "--metrics-address=127.0.0.1" in launcher.server_command(*arguments)
+
+
 def test_a_missing_wheel_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(launcher, "_IMAGE_SERVER", tmp_path)
