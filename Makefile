@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile bench-rollout manifests experiment-paper clean
+.PHONY: help setup demo up kafka test lint types unit slow e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile bench-rollout manifests experiment-paper clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -87,7 +87,7 @@ up: $(STAMP) $(if $(filter kafka,$(LOG)),$(BROKER))  ## Everything on this machi
 kafka: $(STAMP) $(BROKER)  ## A real Kafka broker on this machine until Ctrl-C (Java 17; the jars come by Maven)
 	$(BIN)/anyloop kafka
 
-test: lint types unit e2e  ## All checks: ruff, mypy, unit tests, end-to-end tests
+test: lint types unit slow e2e  ## All checks: ruff, mypy, unit tests, slow tests, end-to-end tests
 
 lint: $(STAMP)  ## ruff check and format
 	$(BIN)/ruff check .
@@ -97,7 +97,10 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 unit: $(STAMP) $(BROKER) $(CLUSTER) $(PROMTOOL)  ## Tests that start no service (generated code and wire compatibility among them)
-	$(BIN)/python -m pytest -n 2 -m "not e2e" -q
+	$(BIN)/python -m pytest -n 2 -m "not e2e and not slow" -q
+
+slow: $(STAMP) $(BROKER) $(CLUSTER)  ## Tests of a minute at most that may run beside each other (kills at every fault point, trainings)
+	$(BIN)/python -m pytest -n 2 -m "slow and not e2e" -q
 
 e2e: $(STAMP) $(BROKER) $(CLUSTER)  ## Tests that start real processes, one after another
 	$(BIN)/python -m pytest -m e2e -q

@@ -98,7 +98,7 @@ def test_the_table_pairs_cells_by_seed() -> None:
     assert "+8.0" in text
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_cells_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

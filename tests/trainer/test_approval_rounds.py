@@ -99,7 +99,7 @@ def test_a_rollout_that_does_not_end_holds_learning_up_only_so_long_and_keeps_it
     assert "policy-000002" not in loop.registry.versions("policy")
 
 
-@pytest.mark.parametrize("fault", [pytest.param("gate_decided", marks=pytest.mark.e2e), "rollout_decided"])
+@pytest.mark.parametrize("fault", [pytest.param("gate_decided", marks=pytest.mark.slow), "rollout_decided"])
 def test_a_learner_killed_in_the_rollout_goes_on_where_it_was(fault: str, loop: Loop) -> None:
     assert FaultPoint(fault)
     loop.say(6)

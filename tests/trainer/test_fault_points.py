@@ -124,7 +124,7 @@ TWO_ROUNDS = {"max_feedback": 5}
 IN_THE_FIRST_ROUND = {FaultPoint.POLLED, FaultPoint.APPLIED, FaultPoint.COMMITTED, FaultPoint.POLICY_SWAPPED}
 QUICK = {"applied:1", "claimed:2", "files_synced:2", "files_renamed:2", "finished:1"}
 CASES = [
-    pytest.param(fault, marks=[] if fault in QUICK else [pytest.mark.e2e])
+    pytest.param(fault, marks=[] if fault in QUICK else [pytest.mark.slow])
     for point in OF_THE_LEARNER
     for fault in ([f"{point}:1"] if point in IN_THE_FIRST_ROUND else [f"{point}:1", f"{point}:2"])
 ]
@@ -156,7 +156,7 @@ def test_a_learner_killed_while_it_sets_late_feedback_aside_at(fault: str, loop:
     check_once(loop, ["late0", "late1", "late2"])
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize("point", OF_PPO)
 def test_a_learner_killed_in_a_ppo_round_at(point: FaultPoint, loop: Loop, undisturbed: Undisturbed) -> None:
     say(loop)
@@ -169,7 +169,7 @@ def test_a_learner_killed_in_a_ppo_round_at(point: FaultPoint, loop: Loop, undis
 
 
 @pytest.mark.parametrize(
-    "point", [pytest.param(one, marks=[] if "recorded" in one else [pytest.mark.e2e]) for one in OF_THE_GATE]
+    "point", [pytest.param(one, marks=[] if "recorded" in one else [pytest.mark.slow]) for one in OF_THE_GATE]
 )
 def test_a_gate_killed_at(point: FaultPoint, loop: Loop, undisturbed: Undisturbed) -> None:
     say(loop)
@@ -198,7 +198,7 @@ def test_a_name_that_is_no_fault_point_is_refused() -> None:
     arm("")
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_the_program_itself_dies_where_the_environment_says(loop: Loop) -> None:
     said = os.environ | environment(loop) | {VARIABLE: "applied"}
     say(loop)

@@ -34,7 +34,7 @@ def steps_saved(loop: Loop, name: str) -> list[int]:
     ]
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_weights(
     loop: Loop, tmp_path: Path, checkpoint: Path, sequencer: Sequencer
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_killed_training_ends_in_the_same_weights(
     assert not (loop.home / "trainer" / "training").exists()  # nothing is left of them
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_killed_ppo_round_goes_on_with_the_turn_after_its_last(
     loop: Loop, tmp_path: Path, checkpoint: Path, sequencer: Sequencer
 ) -> None:

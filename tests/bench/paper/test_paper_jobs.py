@@ -157,7 +157,7 @@ def test_two_runs_do_not_work_in_one_folder(bench: Bench) -> None:
         pass
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_a_run_that_is_ended_leaves_no_process_and_the_next_goes_on(tmp_path: Path, end: signal.Signals) -> None:
     trace = tmp_path / "trace"

@@ -32,7 +32,7 @@ SMALL = Plan(
         ("reward_epochs", "1"),
     ),
 )
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # half a minute of training where nothing else runs
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # half a minute of training where nothing else runs
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from tests.k8s.controlplane import build
 from tests.k8s.controlplane.cluster import ControlPlane
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

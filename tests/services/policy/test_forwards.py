@@ -215,7 +215,7 @@ def test_where_nothing_compiles_the_step_runs_uncompiled_and_a_warning_says_so_o
     ]
 
 
-@pytest.mark.e2e  # it compiles for ten seconds
+@pytest.mark.slow  # it compiles for ten seconds
 def test_a_compiled_step_gives_what_the_plain_one_gives() -> None:
     model = _model("qwen3")
     plain = build_forward(model, ForwardOptions(length=64))
