@@ -9,7 +9,8 @@ from pathlib import Path
 from anyloop.config import Settings
 from anyloop.log import open_log
 from anyloop.registry import Registry
-from anyloop.telemetry import logs, metrics
+from anyloop.telemetry import metrics
+from anyloop.telemetry.process import begin
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.failures import is_away
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings()
     trainer = TrainerSettings(**({"algorithm": options.algorithm} if options.algorithm else {}))
-    logs.configure("trainer", settings.log_level)
+    begin("trainer", settings)
     world = World()
     try:
         if world.rank:

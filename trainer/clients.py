@@ -15,6 +15,7 @@ import grpc
 from anyloop.config import Settings
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
+from anyloop.telemetry.context import outgoing
 from anyloop.transport import open_channel
 from protos.anyloop.v1 import (
     control_pb2,
@@ -122,7 +123,7 @@ class Services:
             unlogged=True,
             tokens_only=True,
         )
-        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout))
+        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout, metadata=outgoing()))
         version = done.version_spans[0].version if done.version_spans else request.version
         return Sample(
             tuple(done.output_token_ids),
@@ -150,13 +151,13 @@ class Services:
             message = scoring_pb2.ScoreRequest(
                 sequences=sequences[begin : begin + _SCORED_AT_A_TIME], version=version, grammar=True
             )
-            answer = await self._call(lambda: self._policy.Score(message, timeout=self._timeout))  # noqa: B023
+            answer = await self._call(lambda: self._policy.Score(message, timeout=self._timeout, metadata=outgoing()))  # noqa: B023
             scores.extend(tuple(one.logprobs) for one in answer.scores)
         return scores
 
     async def generate(self, message: policy_pb2.GenerateRequest) -> types_pb2.Message:
         """The whole answer to `message`, media stored and named by reference. Raises ServiceError."""
-        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout))
+        done = await self._finished(lambda: self._policy.Generate(message, timeout=self._timeout, metadata=outgoing()))
         return done.message
 
     async def critique(self, request: SampleRequest) -> str:
@@ -164,7 +165,9 @@ class Services:
         message = critique_pb2.CritiqueRequest(
             prompt_token_ids=request.prompt, sampling=request.sampling(), critique_version=request.version
         )
-        done = await self._finished(lambda: self._critique.Critique(message, timeout=self._timeout))
+        done = await self._finished(
+            lambda: self._critique.Critique(message, timeout=self._timeout, metadata=outgoing())
+        )
         return str(done.critique).strip()
 
     async def encode(self, part: types_pb2.ContentPart) -> Codes:
@@ -178,19 +181,21 @@ class Services:
                 raise ServiceError(f"no codec takes {part.inline_media.mime_type!r}", retriable=False)
             number = MODALITIES[Modality(kind)]
             message = decoder_pb2.EncodeRequest(modality=number, inline_media=part.inline_media)
-        answer = await self._call(lambda: self._decoder.Encode(message, timeout=self._timeout))
+        answer = await self._call(lambda: self._decoder.Encode(message, timeout=self._timeout, metadata=outgoing()))
         return Codes(FROM_PROTO[number], tuple(answer.codes))
 
     async def status(self, lineage: str) -> control_pb2.ReplicaStatus:
         return await self._call(
-            lambda: self._control[lineage].GetStatus(control_pb2.GetStatusRequest(), timeout=self._timeout)
+            lambda: self._control[lineage].GetStatus(
+                control_pb2.GetStatusRequest(), timeout=self._timeout, metadata=outgoing()
+            )
         )
 
     async def stage(self, version: str, lineage: str = "policy") -> control_pb2.WeightsInfo:
         """Loads `version` beside the serving weights, for pinned requests. Raises ServiceError with the refusal."""
         request = control_pb2.LoadWeightsRequest(version=version)
         return await self._call(
-            lambda: self._control[lineage].LoadWeights(request, timeout=self._timeout),
+            lambda: self._control[lineage].LoadWeights(request, timeout=self._timeout, metadata=outgoing()),
             # A replica that is too slow has not refused the weights.
             also_retriable=frozenset({grpc.StatusCode.DEADLINE_EXCEEDED}),
         )
@@ -199,7 +204,9 @@ class Services:
         """Drops a staged version; one that meanwhile serves stays."""
         request = control_pb2.UnloadWeightsRequest(version=version)
         try:
-            await self._call(lambda: self._control[lineage].UnloadWeights(request, timeout=self._timeout))
+            await self._call(
+                lambda: self._control[lineage].UnloadWeights(request, timeout=self._timeout, metadata=outgoing())
+            )
         except ServiceError as error:
             log.warning("%s was not unloaded: %s", version, error)
 

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 
 from anyloop.log import FEEDBACK, RESPONSES, CommitFailed, Consumer, Event, EventLog, PoisonEvent, Record
 from anyloop.log.dead_letters import REPLAYS
-from anyloop.telemetry import metrics
+from anyloop.telemetry import metrics, tracing
+from anyloop.telemetry.context import TRACEPARENT
 from protos.anyloop.v1 import events_pb2
 from trainer.fault_points import FaultPoint, reached
 from trainer.join_store import JoinStore, Unjoined
@@ -228,6 +229,7 @@ class Intake:
                     put_back[name] = back
                     places[name] = record.partition, record.offset
                 places.setdefault(name, (record.partition, record.offset))
+        self._store.traces.keep(_traces(records), time.time())
         new = self._store.apply(responses, feedback, positions, places, put_back)
         self._at |= positions
         if new < len(feedback):
@@ -269,6 +271,20 @@ class Intake:
     def _send_letter(self, record: Record, reason: str) -> None:
         self._open().dead_letter(record, reason)
         self._letters.add(record.topic, (record.partition, record.offset, record.event.id))
+
+
+def _traces(records: Collection[Record]) -> dict[str, str]:
+    """The traces of the events that came within one, by event id; each such trace shows that the trainer read it."""
+    found = {}
+    for record in records:
+        parent = record.event.extensions.get(TRACEPARENT, "")
+        if not parent:
+            continue
+        found[record.event.id] = parent
+        place = {"messaging.destination.name": record.topic, "messaging.consumer.group.name": GROUP}
+        attributes = {"messaging.system": "anyloop", "messaging.operation.type": "process", **place}
+        tracing.start(f"process {record.topic}", kind="consumer", parent=parent, attributes=attributes).end()
+    return found
 
 
 def _replays_of(event: Event) -> int:

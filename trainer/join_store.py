@@ -17,6 +17,7 @@ from protos.anyloop.v1 import events_pb2
 from trainer.join import Joined, distinct, join, named_responses
 from trainer.replay_buffer import ReplayBuffer
 from trainer.state_file import StateFile, StateInUse
+from trainer.trace_store import TraceStore
 from trainer.trust_store import TrustStore
 
 __all__ = ["JoinStore", "Offsets", "Round", "StateInUse", "Unjoined"]
@@ -70,6 +71,7 @@ class JoinStore:
         self._db = StateFile(path)
         self.pairs = ReplayBuffer(self._db)
         self.trust = TrustStore(self._db)
+        self.traces = TraceStore(self._db)
         self._late_ms = _NEVER_LATE if late_after_s is None else int(late_after_s * 1000)
         if self._db.migrated:
             self._db.execute(_SETTLE + "1")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anyloop.telemetry import metrics
+from anyloop.telemetry import metrics, tracing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Journal:
         """Times a phase of a round: into `seconds`, the metrics, the log and the journal."""
         log.info("round %d: %s", round_id, name)
         began = time.monotonic()
-        yield
+        with tracing.span(f"round: {name}", attributes={"anyloop.round": round_id}):
+            yield
         seconds[name] = round(time.monotonic() - began, 3)
         metrics.TRAINER_STEP.labels(name).observe(seconds[name])
         self.write("phase", round=round_id, phase=name, seconds=seconds[name])

@@ -169,6 +169,7 @@ class Learner:
                 now - day * self._settings.dedupe_days,
                 now - max(day * self._settings.retention_days, 3600 * self._settings.join_window_h),
             )
+            self._store.traces.forget(now - day * self._settings.retention_days)
         except Exception as error:
             if not is_away(error):
                 raise

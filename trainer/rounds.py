@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.registry import Announcements, Registry
-from anyloop.telemetry import metrics
+from anyloop.telemetry import metrics, tracing
 from protos.anyloop.v1 import events_pb2
 from trainer.candidate import NO_FIT_ANSWER, TOO_FEW_PAIRS, CandidateMaker
 from trainer.checkpointing import forget
@@ -52,7 +52,10 @@ class RoundRunner:
         """Runs or resumes the round and returns its outcome. Raises whatever keeps it from one."""
         while joined := self._context.store.claimed(claimed.id):
             try:
-                return self._attempt(claimed, joined, Report())
+                with tracing.span("round", attributes=self._named(claimed, joined), links=self._traces(joined)) as span:
+                    outcome = self._attempt(claimed, joined, Report())
+                    span.set({"anyloop.outcome": outcome})
+                    return outcome
             except UsedElsewhere as error:
                 log.warning("round %d: %s; it goes on with the rest", claimed.id, error)
                 if error.lineage == "policy":
@@ -88,6 +91,21 @@ class RoundRunner:
         self._prune_registry(candidate.version)
         reached(FaultPoint.REGISTRY_PRUNED)
         return self._close(claimed, report, outcome)
+
+    def _named(self, claimed: Round, joined: Sequence[Joined]) -> dict[str, tracing.Value]:
+        return {
+            "anyloop.round": claimed.id,
+            "anyloop.round.key": claimed.key,
+            "anyloop.feedback": len(joined),
+            "anyloop.algorithm": self._context.trainer.algorithm,
+        }
+
+    def _traces(self, joined: Sequence[Joined]) -> list[str]:
+        """Of the answers that are learned from and of what was said of them."""
+        if not tracing.on():
+            return []
+        names = (name for one in joined for name in (one.response.response_id, one.feedback.feedback_id))
+        return self._context.store.traces.of(names)
 
     def forget_training(self) -> None:
         """Removes the checkpoints of trainings under way: of a round that will not be run again."""

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from anyloop.log.errors import PoisonEvent
+from anyloop.telemetry import context
 from protos.anyloop.v1 import events_pb2
 
 SPECVERSION = "1.0"
@@ -31,7 +32,8 @@ class Event:
     time: datetime
     key: str
     data: bytes
-    # CloudEvents extension attributes; dead letters carry dlqreason, dlqtopic, dlqpartition, dlqoffset and dlqgroup.
+    # CloudEvents extension attributes: `traceparent` where it was said within a trace; dead letters carry dlqreason,
+    # dlqtopic, dlqpartition, dlqoffset and dlqgroup.
     extensions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +44,9 @@ class Event:
 
     @classmethod
     def wrap(cls, message: Message, *, key: str, source: str, id: str | None = None) -> Self:
-        """Pass `id` wherever the same fact may be sent twice: a random one hides the repetition."""
+        """Pass `id` wherever the same fact may be sent twice: a random one hides the repetition. Said within a trace,
+        the event carries its `traceparent` (CloudEvents' extension for distributed tracing)."""
+        trace = context.traceparent()
         return cls(
             id=id or uuid.uuid4().hex,
             source=source,
@@ -50,6 +54,7 @@ class Event:
             time=datetime.now(UTC),
             key=key,
             data=message.SerializeToString(),
+            extensions={context.TRACEPARENT: trace} if trace else {},
         )
 
     def unwrap(self) -> Message:

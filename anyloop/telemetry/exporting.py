@@ -1,5 +1,7 @@
 """The part of tracing that needs OpenTelemetry's SDK: imported where an endpoint is set."""
 
+import os
+import socket
 from collections.abc import Iterable, Mapping
 
 from opentelemetry.context import Context
@@ -14,6 +16,8 @@ from anyloop.telemetry.metrics import VERSION
 from anyloop.telemetry.tracing import Kind, Value
 
 _W3C = TraceContextTextMapPropagator()
+_FLUSH_MS = 2000
+_providers: list[TracerProvider] = []
 _KINDS = {
     "internal": SpanKind.INTERNAL,
     "server": SpanKind.SERVER,
@@ -26,12 +30,23 @@ _KINDS = {
 def open_tracer(service: str, endpoint: str) -> Tracer:
     """Exports in the background by OTLP over gRPC. Without `endpoint` the exporter reads OpenTelemetry's variables."""
     resource = Resource.create(
-        {"service.namespace": "anyloop", "service.name": f"anyloop-{service}", "service.version": VERSION}
+        {
+            "service.namespace": "anyloop",
+            "service.name": f"anyloop-{service}",
+            "service.version": VERSION,
+            "service.instance.id": f"{socket.gethostname()}-{os.getpid()}",
+        }
     )
     exporter = OTLPSpanExporter(endpoint=endpoint or None)
     provider = TracerProvider(resource=resource)  # flushes at the exit of the process
     provider.add_span_processor(BatchSpanProcessor(exporter))
+    _providers.append(provider)
     return provider.get_tracer("anyloop", VERSION)
+
+
+def flush() -> None:
+    for provider in _providers:
+        provider.force_flush(_FLUSH_MS)
 
 
 class LiveSpan:

@@ -88,6 +88,14 @@ def on() -> bool:
     return _tracer is not None
 
 
+def flush() -> None:
+    """Sends what is left, where a process does not come to its ordinary end."""
+    if _tracer is not None:
+        from anyloop.telemetry.exporting import flush as send
+
+        send()
+
+
 def wants_content() -> bool:
     """Whether spans may carry what people wrote and what was answered (`ANYLOOP_TRACE_CONTENT`)."""
     return _content and _tracer is not None

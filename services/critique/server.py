@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc
 
 from anyloop.log import CRITIQUES
 from anyloop.modality import Modality
 from anyloop.sequence import SegmentStream
+from anyloop.telemetry import tracing
 from protos.anyloop.v1 import critique_pb2, critique_pb2_grpc, events_pb2, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
 from services.replica.deadline import Deadline
-from services.replica.generation import Output, generate
+from services.replica.generation import Output, carried, generate
 from services.replica.inflight import InFlight, relay
 from services.replica.prompts import PromptBuilder, check_identifier
 from services.replica.recorder import Recorder
@@ -86,7 +88,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
 
     async def _generate(self, asked: Asked, output: Output, deadline: Deadline, send: Send) -> str:
         """The whole critique, its pieces sent as they come."""
-        host_request = {
+        host_request: dict[str, Any] = {
             "request_id": asked.critique_id,
             "prompt": asked.prompt,
             "sampling": to_host(asked.sampling),
@@ -104,12 +106,16 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
                 send(critique_pb2.CritiqueResponse(text=delta))
 
         started = False
-        async with aclosing(generate(self._host, MODEL, host_request, output, deadline)) as portions:
-            async for portion in portions:
-                if not started:
-                    started = True
-                    send(_started(asked, output))
-                say([segment for segment in stream.feed(portion.tokens) if isinstance(segment, str)])
+        with tracing.span("critique", attributes={"gen_ai.usage.input_tokens": len(asked.prompt)}) as span:
+            host_request |= carried()
+            async with aclosing(generate(self._host, MODEL, host_request, output, deadline)) as portions:
+                async for portion in portions:
+                    if not started:
+                        started = True
+                        span.event("gen_ai.first_token")
+                        send(_started(asked, output))
+                    say([segment for segment in stream.feed(portion.tokens) if isinstance(segment, str)])
+            span.set({"gen_ai.usage.output_tokens": len(output.tokens), "gen_ai.response.model": output.version})
         say([segment for segment in stream.finish() if isinstance(segment, str)])
         return "".join(pieces).strip()
 

@@ -8,8 +8,8 @@ import sys
 from anyloop.config import Settings
 from anyloop.media.store import MediaStore
 from anyloop.modality import MEDIA_MODALITIES, Modality
-from anyloop.telemetry.logs import configure
 from anyloop.telemetry.metrics import start_metrics_server
+from anyloop.telemetry.process import begin
 from anyloop.transport import TransportError, server_credentials
 from protos.anyloop.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from services.decoders.server import SERVICE, DecoderServer, limits_from
@@ -60,7 +60,7 @@ def main() -> int:
     )
     modalities = [Modality(name) for name in parser.parse_args().modality or MEDIA_MODALITIES]
     settings = Settings()
-    configure("decoders", settings.log_level)
+    begin("decoders", settings)
     try:
         loop.run(serve(settings, list(dict.fromkeys(modalities))))
     except (PortTaken, TransportError) as error:

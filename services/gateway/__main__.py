@@ -4,7 +4,7 @@ import sys
 
 from anyloop.config import Settings
 from anyloop.log import LogError
-from anyloop.telemetry.logs import configure
+from anyloop.telemetry.process import begin
 from anyloop.transport import TransportError
 from services.gateway.keys import KeysFileError
 from services.gateway.ledger import LedgerError
@@ -14,7 +14,7 @@ from services.rpc import loop
 
 def main() -> None:
     settings = Settings()
-    configure("gateway", settings.log_level)
+    begin("gateway", settings)
     try:
         loop.run(serve(settings))
     except (

@@ -15,8 +15,10 @@ from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.log.spool import SpooledWriter
 from anyloop.media.store import MediaStore
+from anyloop.telemetry import context
 from anyloop.transport import open_channel
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
+from services.gateway.answer_span import AnswerSpan
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
 from services.gateway.feedback import FeedbackDesk
 from services.gateway.follower import ResponseFollower, log_identity
@@ -109,6 +111,7 @@ class DataPlane:
         if request.response_id and self._known(request.response_id):
             raise _taken()
         prepared.response_id = request.response_id or new_response_id(request.conversation_id)
+        context.bind(response_id=prepared.response_id)
         carried = carried_conversation(prepared.response_id)
         if carried and request.conversation_id not in ("", carried):
             raise invalid(
@@ -144,12 +147,15 @@ class DataPlane:
         if prepared.response_id in self._answering:
             raise _taken()
         limit = self.settings.request_timeout_s
-        call = self._policy.Generate(prepared, timeout=min(limit, timeout_s) if timeout_s is not None else limit)
+        seconds = min(limit, timeout_s) if timeout_s is not None else limit
+        span = AnswerSpan(prepared)
+        call = self._policy.Generate(prepared, timeout=seconds, metadata=span.metadata)
         self._answering.add(prepared.response_id)
         noted: asyncio.Task[None] | None = None  # the first token does not wait for the ledger, the end does
         try:
             async for event in call:
                 kind = event.WhichOneof("event")
+                span.see(event)
                 if kind == "started" and not prepared.unlogged:
                     noted = asyncio.create_task(
                         asyncio.to_thread(self._note, prepared.response_id, prepared.conversation_id)
@@ -158,10 +164,12 @@ class DataPlane:
                     await noted
                 yield event
         except grpc.aio.AioRpcError as error:
+            span.fail(error)
             if error.code() in (Status.INTERNAL, Status.UNKNOWN, Status.DATA_LOSS):
                 logger.error("policy service failed: %s", error.details(), extra={"response_id": prepared.response_id})
             raise from_rpc(error) from error
         finally:
+            span.end()
             try:
                 call.cancel()
                 if noted is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import logging
@@ -83,7 +84,9 @@ class FeedbackDesk:
             feedback.refinement.extend(parts)
         # Not cut short when the client goes away: what was begun is taken and noted, for its repetition.
         return await asyncio.shield(
-            asyncio.get_running_loop().run_in_executor(self._threads, self._record, request, feedback, caller)
+            asyncio.get_running_loop().run_in_executor(
+                self._threads, contextvars.copy_context().run, self._record, request, feedback, caller
+            )
         )
 
     async def find(self, feedback_id: str, caller: Caller) -> events_pb2.FeedbackEvent:

@@ -9,6 +9,8 @@ from typing import Any
 
 from anyloop.sequence import Sequencer
 from anyloop.sequence.token_bytes import TokenBytes
+from anyloop.telemetry import tracing
+from anyloop.telemetry.context import TRACEPARENT
 from services.hosts.interface import HostError
 from services.policy.engine import Request, Sampling
 from services.policy.engine.answer_masks import MaskTable
@@ -59,6 +61,7 @@ class RequestReader:
             pin=str(payload.get("version") or ""),
             answer=self.masks.answer(payload.get("modalities"), sampling.max_tokens),
             stop=StopStrings(stop, self._bytes.of, text_tokens) if stop else None,
+            span=_span(payload, len(prompt)),
         )
 
     def _sampling(self, asked: dict[str, Any], room: int) -> Sampling:
@@ -84,6 +87,14 @@ class RequestReader:
         if stranger is not None:
             raise HostError("INVALID_ARGUMENT", f"logit_bias names token {stranger}; ids are in [0, {self.vocabulary})")
         return bias
+
+
+def _span(payload: dict[str, Any], prompt_tokens: int) -> tracing.Span | None:
+    """From here, where the request begins to wait, to its last token."""
+    if not tracing.on():
+        return None
+    parent = str(payload.get(TRACEPARENT) or "")
+    return tracing.start("engine", parent=parent, attributes={"gen_ai.usage.input_tokens": prompt_tokens})
 
 
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -67,6 +67,8 @@ class Sender:
                     break
                 ends.extend(more)
             self._will_look = False
+            for end in ends:
+                _end_span(end)
             due, wait = self._backlog.take(ends, time.monotonic())
             self._will_look = wait is not None
             for outlet, delivery in due.items():
@@ -90,3 +92,11 @@ class Sender:
             session.close(lost.to_payload())
         except Exception:
             log.exception("a session could not be told that it has ended")
+
+
+def _end_span(end: End) -> None:
+    span, spans = end.request.span, end.request.spans
+    if span is None:
+        return
+    span.set({"gen_ai.usage.output_tokens": len(end.request.output), "anyloop.versions": [one[0] for one in spans]})
+    span.end(None if end.error is None else f"{end.error.code}: {end.error.message}")

@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc
 
 from anyloop.log import RESPONSES
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
+from anyloop.telemetry import tracing
+from anyloop.telemetry.context import bind
 from protos.anyloop.v1 import events_pb2, policy_pb2, policy_pb2_grpc, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
 from services.policy.responses import Answer
 from services.replica.deadline import Deadline
-from services.replica.generation import Output, generate
+from services.replica.generation import Output, carried, generate
 from services.replica.inflight import InFlight, relay
 from services.replica.prompts import MediaCodes, PromptBuilder, check_identifier, proto_modality
 from services.replica.recorder import Recorder
@@ -85,6 +88,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         if not request.unlogged:
             self._recorder.admit()
         asked = await self._check(request, key, deadline)
+        bind(response_id=asked.response_id)
         decode = None if request.tokens_only else partial(self._decode, deadline)
         answer = Answer(self._prompts.sequencer, decode, asked.sampling.stop)
         output = Output()
@@ -98,7 +102,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         send(_finished(asked, answer, output))
 
     async def _generate(self, asked: Asked, answer: Answer, output: Output, deadline: Deadline, send: Send) -> None:
-        host_request = {
+        host_request: dict[str, Any] = {
             "request_id": asked.response_id,
             "prompt": asked.prompt,
             "sampling": to_host(asked.sampling),
@@ -107,13 +111,17 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
             "key": asked.key,
         }
         started = False
-        async with aclosing(generate(self._host, MODEL, host_request, output, deadline)) as portions:
-            async for portion in portions:
-                if not started:
-                    started = True
-                    send(_started(asked, output))
-                async for event in answer.feed(portion):
-                    send(event)
+        with tracing.span("answer", attributes={"gen_ai.usage.input_tokens": len(asked.prompt)}) as span:
+            host_request |= carried()
+            async with aclosing(generate(self._host, MODEL, host_request, output, deadline)) as portions:
+                async for portion in portions:
+                    if not started:
+                        started = True
+                        span.event("gen_ai.first_token")
+                        send(_started(asked, output))
+                    async for event in answer.feed(portion):
+                        send(event)
+            span.set({"gen_ai.usage.output_tokens": len(output.tokens), "gen_ai.response.model": output.version})
         for event in answer.finish():
             send(event)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anyloop.telemetry import metrics
+from anyloop.telemetry import context, metrics
 from protos.anyloop.v1 import types_pb2
 from services.hosts.interface import HostError, ModelHost
 from services.replica.deadline import Deadline
@@ -83,6 +83,12 @@ async def generate(
             raise HostError("INTERNAL", "the model ended its stream without saying why")
     finally:
         meter.end(output)
+
+
+def carried() -> dict[str, str]:
+    """What a model's request carries so that its engine joins the trace."""
+    parent = context.traceparent()
+    return {context.TRACEPARENT: parent} if parent else {}
 
 
 def _alternatives(pairs: Sequence[tuple[int, float]]) -> types_pb2.TopLogprobs:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from anyloop.config import Settings
-from anyloop.telemetry.logs import configure
+from anyloop.telemetry.process import begin
 from anyloop.transport import TransportError
 from services.hosts import open_host
 from services.replica.replica import Kind, Replica
@@ -32,7 +32,7 @@ def run(make_kind: Callable[[Settings], Kind]) -> int:
     """The exit code: 0 after a clean stop, 1 when the service cannot run (its log says why)."""
     settings = Settings()
     kind = make_kind(settings)
-    configure(kind.lineage, settings.log_level)
+    begin(kind.lineage, settings)
     try:
         loop.run(serve(settings, kind))
     except (PortTaken, TransportError) as error:

@@ -8,6 +8,7 @@ from typing import Literal
 from anyloop.media.store import modality_of
 from anyloop.modality import Modality
 from anyloop.sequence import Codes, Segment, Sequencer, Turn
+from anyloop.telemetry import context, tracing
 from protos.anyloop.v1 import decoder_pb2, decoder_pb2_grpc, types_pb2
 from services.replica.deadline import Deadline
 from services.rpc.errors import invalid
@@ -38,7 +39,8 @@ class MediaCodes:
             self._known.move_to_end(key)
         else:
             request = decoder_pb2.EncodeRequest(modality=proto_modality(modality), media=media)
-            answer = await self._decoders.Encode(request, timeout=deadline.remaining())
+            with tracing.span(f"encode {modality}", kind="client"):
+                answer = await self._decoders.Encode(request, timeout=deadline.remaining(), metadata=context.outgoing())
             self._known[key] = tuple(answer.codes)
             if len(self._known) > self._remember:
                 self._known.popitem(last=False)
@@ -46,7 +48,8 @@ class MediaCodes:
 
     async def decode(self, codes: Codes, deadline: Deadline) -> types_pb2.MediaRef:
         request = decoder_pb2.DecodeRequest(modality=proto_modality(codes.modality), codes=codes.codes)
-        answer = await self._decoders.Decode(request, timeout=deadline.remaining())
+        with tracing.span(f"decode {codes.modality}", kind="client"):
+            answer = await self._decoders.Decode(request, timeout=deadline.remaining(), metadata=context.outgoing())
         return answer.media
 
 

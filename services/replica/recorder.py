@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from anyloop.log import Event, EventTooLarge, LogError
 from anyloop.log.spool import SpooledWriter
+from anyloop.telemetry import tracing
 from anyloop.telemetry.metrics import UNLOGGED_RESPONSES
 from services.rpc.errors import RpcError
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Unlogged = Literal["serve", "refuse"]
 
+_SYSTEM = {"messaging.system": "anyloop", "messaging.operation.type": "publish"}
 _THREADS = 4  # of its own: those that wait for a log that is away must not be in front of an answer's end
 _SAY_SECONDS = 60.0
 _RETRY_AFTER_MS = 5000
@@ -50,7 +52,10 @@ class Recorder:
         Raises RpcError where answers without a record are refused: UNAVAILABLE when the outbox takes nothing,
         FAILED_PRECONDITION when it will never take this one.
         """
-        event = Event.wrap(message, key=key, source=self._source, id=event_id)
+        with tracing.span(
+            f"publish {topic}", kind="producer", attributes={**_SYSTEM, "messaging.destination.name": topic}
+        ):
+            event = Event.wrap(message, key=key, source=self._source, id=event_id)
         putting = asyncio.get_running_loop().run_in_executor(self._threads, self._put, topic, event)
         try:
             error = await asyncio.shield(putting)

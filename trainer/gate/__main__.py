@@ -8,7 +8,8 @@ from anyloop.config import Settings
 from anyloop.log import open_log
 from anyloop.media.store import MediaStore
 from anyloop.registry import Registry
-from anyloop.telemetry import logs, metrics
+from anyloop.telemetry import metrics
+from anyloop.telemetry.process import begin
 from trainer.gate.config import GateSettings
 from trainer.gate.service import Gate
 from trainer.gate.suite import SuiteError, load_suite
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Runs until SIGTERM or SIGINT. Returns 2 when the suite cannot be loaded."""
     settings, gate_settings = Settings(), GateSettings()
-    logs.configure("gate", settings.log_level)
+    begin("gate", settings)
     try:
         suite = load_suite(gate_settings.suite)
     except SuiteError as error:

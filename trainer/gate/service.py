@@ -11,7 +11,7 @@ from anyloop.config import Settings
 from anyloop.log import EventLog
 from anyloop.media.store import MediaStore
 from anyloop.registry import Announcements, CheckpointError, Registry, announce
-from anyloop.telemetry import metrics
+from anyloop.telemetry import metrics, tracing
 from protos.anyloop.v1 import events_pb2
 from trainer.clients import ServiceError, Services
 from trainer.failures import cause_of, is_away
@@ -63,7 +63,9 @@ class Gate:
                 if event is None:
                     stop.wait(POLL_S)
                 else:
-                    self.decide(event)
+                    with tracing.span("gate", attributes={"anyloop.version": event.version}) as span:
+                        decision = self.decide(event)
+                        span.set({"anyloop.promoted": decision.promote, "anyloop.reason": decision.reason})
                 pause = self._gate.retry_s
             except Exception as error:
                 # A replica that is there but does not do it in time is asked again too.

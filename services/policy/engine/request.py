@@ -12,6 +12,7 @@ from services.hosts.interface import HostError
 from services.policy.engine.stop_strings import StopStrings
 
 if TYPE_CHECKING:
+    from anyloop.telemetry.tracing import Span
     from services.policy.engine.answer_masks import AnswerState
     from services.policy.engine.checkpoint import WeightSet
     from services.policy.engine.penalties import TokenCounts
@@ -94,6 +95,7 @@ class Request:
     pin: str = ""  # answer with this resident version; empty is the serving one
     answer: AnswerState | None = None  # None: any token may follow any other
     stop: StopStrings | None = None
+    span: Span | None = None  # of its trace, where it has one
 
     weights: WeightSet | None = None
     prefix: Prefix | None = None  # the row that its prompt is read into
@@ -126,6 +128,8 @@ class Request:
     def append(self, token: int, logprob: float, version: str, top: list[tuple[int, float]] | None = None) -> None:
         """Adds a token. `top`: the alternatives at its place, for a request that asked for them."""
         at = len(self.output)
+        if at == 0 and self.span is not None:
+            self.span.event("gen_ai.first_token")
         if top is not None:
             self.top_logprobs.append(top)
         self.logprobs.append(logprob)  # before the token: who sees a token finds all that belongs to it
