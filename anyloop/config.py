@@ -116,6 +116,12 @@ class Settings(BaseSettings):
 
     # Gateway
     keys_file: Path | None = Field(None, description="API keys (TOML); empty allows every caller all roles but admin")
+    keys_reload_s: float = Field(2.0, gt=0, description="How often the keys file is looked at; no restart is needed")
+    public_metrics: Literal["operate", "open", "off"] = Field(
+        "operate",
+        description="/metrics on the gateway's public port: with a key of the role operate, for everybody, or not at "
+        "all. Without a keys file everybody may look; METRICS_PORT is a port of its own, for inside",
+    )
     max_image_bytes: int = 8 * 2**20
     max_audio_bytes: int = 16 * 2**20
     max_video_bytes: int = 32 * 2**20

@@ -148,6 +148,7 @@ LOG_APPEND = Histogram(
     "anyloop_log_append_seconds", "From an append to a Kafka log to its acknowledgement", ["topic"], buckets=_APPEND
 )
 AUDIT_FAILURES = Counter("anyloop_audit_failures", "Entries that the audit trail could not take")
+KEYS_RELOADS = Counter("anyloop_keys_reloads", "Changes of the keys file, by outcome (done, failed)", ["outcome"])
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
 
 try:

@@ -143,7 +143,24 @@ class DataPlane:
     async def stream(
         self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
-        """The events of one answer. Closing the iterator cancels the request all the way down. Raises GatewayError."""
+        """The events of one answer. Closing the iterator cancels the request all the way down. Raises GatewayError: 429
+        where the principal has as many answers running as it may, and what goes wrong on the way.
+
+        Its tokens count to the principal's quota also when the client goes away before the end.
+        """
+        used = 0
+        with self.keys.running(prepared.principal):
+            try:
+                async with contextlib.aclosing(self._answer(prepared, timeout_s)) as events:
+                    async for event in events:
+                        used = _tokens(event, used)
+                        yield event
+            finally:
+                self.keys.charge_tokens(prepared.principal, used)
+
+    async def _answer(
+        self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None
+    ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
         if prepared.response_id in self._answering:
             raise _taken()
         limit = self.settings.request_timeout_s
@@ -261,6 +278,17 @@ class DataPlane:
             )
             return status
         return None
+
+
+def _tokens(event: policy_pb2.GenerateResponse, before: int) -> int:
+    """How many tokens an answer has used after this event."""
+    kind = event.WhichOneof("event")
+    if kind == "started":
+        return event.started.prompt_tokens
+    if kind == "text":
+        return before + len(event.text.token_ids)
+    usage = event.finished.usage  # of media too, which no event before has told
+    return max(before, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _taken() -> GatewayError:

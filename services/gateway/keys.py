@@ -1,113 +1,72 @@
-"""Who is calling, what they may do, and how often.
+"""Who is calling, what they may do, and how often. The keys come from `anyloop.keyfile` and may change at any time."""
 
-The keys file holds hashes only:
-
-    [keys.mobile-app]                 # the principal
-    sha256 = "…64 hex digits…"        # of the key itself; `python -m services.gateway.keys mobile-app` makes both
-    roles = ["generate", "feedback"]
-    requests_per_minute = 600         # 0 or absent: no limit; n choices count as n requests
-    feedback_per_minute = 60
-"""
-
-import hashlib
-import re
-import secrets
-import sys
-import threading
 import time
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from anyloop.keyfile import ApiKey, KeysFileError, Principal, Principals, Quotas, Role, hash_key, read_keys
 from services.gateway.errors import GatewayError, Status
+from services.gateway.quotas import Meters
+
+__all__ = ["ANONYMOUS", "LOCAL_CALLER", "Caller", "KeyRing", "KeysFileError", "Role", "hash_key"]
 
 ANONYMOUS = "anonymous"
-_FIELDS = {"sha256", "roles", "requests_per_minute", "feedback_per_minute"}
-
-
-class Role(StrEnum):
-    GENERATE = "generate"
-    FEEDBACK = "feedback"
-    OPERATE = "operate"
-    ADMIN = "admin"
-
-
-class KeysFileError(ValueError):
-    """The keys file cannot be used; the message names the entry and what is wrong."""
+_TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated principal. Quotas are per minute; 0 is no limit."""
+    """An authenticated principal."""
 
     principal: str
     roles: frozenset[Role]
-    requests_per_minute: int = 0
-    feedback_per_minute: int = 0
+    quotas: Quotas = field(default_factory=Quotas)
 
     def may(self, role: Role) -> bool:
         return role in self.roles or Role.ADMIN in self.roles
 
 
 LOCAL_CALLER = Caller(ANONYMOUS, frozenset({Role.GENERATE, Role.FEEDBACK, Role.OPERATE}))
+_Entry = tuple[ApiKey, Caller]
 
 
-@dataclass
-class _Bucket:
-    """A token bucket that holds one minute's worth."""
-
-    capacity: float
-    level: float
-    updated: float
-
-    def take(self, now: float, count: int, given_back: int = 0) -> float:
-        """Takes `count`, at most what the bucket can hold; returns 0, or the seconds until they are there.
-
-        `given_back` were taken before and are there again first, whether the `count` are granted or not.
-        """
-        count = min(count, int(self.capacity))
-        rate = self.capacity / 60
-        self.level = min(self.capacity, self.level + given_back + (now - self.updated) * rate)
-        self.updated = now
-        if self.level >= count:
-            self.level -= count
-            return 0.0
-        return (count - self.level) / rate
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
-@dataclass
 class KeyRing:
-    """All keys by the hash of the key. With `local`, every caller is `anonymous` with all roles but admin."""
+    """All keys by the hash of the key. Without a file, every caller is `anonymous` with all roles but admin."""
 
-    callers: dict[str, Caller] = field(default_factory=dict)
-    local: bool = False
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        self._buckets: dict[tuple[str, Role], _Bucket] = {}
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        principals: Principals | None = None,
+        *,
+        local: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime] = _now,
+    ) -> None:
+        self.local = local
+        self._today = today
+        self._meters = Meters(clock)
+        self.adopt(principals or {})
 
     @classmethod
     def load(cls, path: Path | None, clock: Callable[[], float] = time.monotonic) -> "KeyRing":
         """Reads the keys file; None is local mode. Raises KeysFileError."""
-        if path is None:
-            return cls(local=True, clock=clock)
-        try:
-            entries = tomllib.loads(path.read_text()).get("keys", {})
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise KeysFileError(f"cannot read the keys file {path}: {error}") from error
-        if not isinstance(entries, dict) or not entries:
-            raise KeysFileError(f"{path} holds no [keys.NAME] table, so nobody could call; add one or unset keys_file")
-        callers: dict[str, Caller] = {}
-        for name, entry in entries.items():
-            digest, caller = _read_entry(name, entry)
-            if digest in callers:
-                raise KeysFileError(f"keys {callers[digest].principal!r} and {name!r} have the same sha256")
-            callers[digest] = caller
-        return cls(callers, clock=clock)
+        return cls(local=True, clock=clock) if path is None else cls(read_keys(path), clock=clock)
+
+    @property
+    def principals(self) -> Mapping[str, Principal]:
+        return self._principals
+
+    def adopt(self, principals: Principals) -> None:
+        """From the next request on. What a principal has used of its quotas stays used; running answers go on."""
+        callers = {one.name: Caller(one.name, one.roles, one.quotas) for one in principals.values()}
+        entries = {key.sha256: (key, callers[one.name]) for one in principals.values() for key in one.keys}
+        self._principals, self._callers, self._entries = dict(principals), callers, entries
 
     def authenticate(self, authorization: str | None) -> Caller:
         """The caller behind an `Authorization: Bearer KEY` header. Raises GatewayError (401)."""
@@ -118,10 +77,17 @@ class KeyRing:
             raise GatewayError(
                 Status.UNAUTHENTICATED, "no API key: send it as 'Authorization: Bearer KEY'", "missing_api_key"
             )
-        caller = self.callers.get(hash_key(key.strip()))
-        if caller is None:
+        entry: _Entry | None = self._entries.get(hash_key(key.strip()))
+        if entry is None:
             raise GatewayError(
                 Status.UNAUTHENTICATED, "this API key is not known; ask the operator for a valid one", "invalid_api_key"
+            )
+        found, caller = entry
+        if found.expired(self._today()):
+            raise GatewayError(
+                Status.UNAUTHENTICATED,
+                f"this API key has expired ({found.not_after:%Y-%m-%d %H:%M} UTC); ask the operator for a new one",
+                "expired_api_key",
             )
         return caller
 
@@ -133,7 +99,12 @@ class KeyRing:
                 f"the key of {caller.principal!r} lacks the role '{role}'; ask the operator for a key that has it",
                 "missing_role",
             )
-        self._charge(caller, role, 1)
+        quotas = caller.quotas
+        if role is Role.GENERATE:
+            self._meters.take(caller.principal, _TOKENS, quotas.tokens_per_minute, 1)
+            self._meters.take(caller.principal, "requests", quotas.requests_per_minute, 1)
+        elif role is Role.FEEDBACK:
+            self._meters.take(caller.principal, "feedback events", quotas.feedback_per_minute, 1)
 
     def charge_choices(self, caller: Caller, choices: int) -> None:
         """Counts n choices as n requests; `require` has counted one. Raises GatewayError: 429, and none has counted.
@@ -141,59 +112,17 @@ class KeyRing:
         The wait is for all of them: whoever tries again is counted from the first.
         """
         if choices > 1:
-            self._charge(caller, Role.GENERATE, choices, given_back=1)
+            limit = caller.quotas.requests_per_minute
+            self._meters.take(caller.principal, "requests", limit, choices, given_back=1)
 
-    def _charge(self, caller: Caller, role: Role, count: int, given_back: int = 0) -> None:
-        limit = {Role.GENERATE: caller.requests_per_minute, Role.FEEDBACK: caller.feedback_per_minute}.get(role, 0)
-        if limit <= 0:
-            return
-        now = self.clock()
-        with self._lock:
-            bucket = self._buckets.setdefault((caller.principal, role), _Bucket(limit, limit, now))
-            wait = bucket.take(now, count, given_back)
-        if wait:
-            what = "requests" if role is Role.GENERATE else "feedback events"
-            raise GatewayError(
-                Status.RESOURCE_EXHAUSTED,
-                f"over the quota of {limit} {what} a minute; try again in {wait:.1f} seconds",
-                "rate_limit_exceeded",
-                retry_after_s=wait,
-            )
+    def charge_tokens(self, principal: str, tokens: int) -> None:
+        """Counts an answer that has ended, with its prompt. Who has used too many waits with the next request."""
+        self._meters.owe(principal, _TOKENS, self._quotas(principal).tokens_per_minute, tokens)
 
+    def running(self, principal: str) -> AbstractContextManager[None]:
+        """Around an answer. Raises GatewayError (429) where the principal has as many as it may."""
+        return self._meters.running(principal, self._quotas(principal).max_running)
 
-def hash_key(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _read_entry(name: str, entry: Any) -> tuple[str, Caller]:
-    if not isinstance(entry, dict) or set(entry) - _FIELDS:
-        extra = sorted(set(entry) - _FIELDS) if isinstance(entry, dict) else []
-        raise KeysFileError(f"key {name!r}: expected a table of {sorted(_FIELDS)}, found also {extra}")
-    digest = str(entry.get("sha256", "")).lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise KeysFileError(
-            f"key {name!r}: sha256 must be the 64 hex digits of the key's SHA-256, never the key itself"
-        )
-    try:
-        roles = frozenset(Role(role) for role in entry["roles"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise KeysFileError(f"key {name!r}: roles must be a list out of {[str(r) for r in Role]}") from error
-    quotas = [entry.get(quota, 0) for quota in ("requests_per_minute", "feedback_per_minute")]
-    if any(type(quota) is not int or quota < 0 for quota in quotas):
-        raise KeysFileError(f"key {name!r}: quotas are whole numbers, 0 for no limit")
-    return digest, Caller(name, roles, *quotas)
-
-
-def main() -> None:
-    """Prints a fresh key and the table that lets it in."""
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        sys.exit("usage: python -m services.gateway.keys NAME   (letters, digits, - and _)")
-    key = "al-" + secrets.token_urlsafe(32)
-    print(f"# key (give it to {name}; it is stored nowhere): {key}")
-    print(f'[keys.{name}]\nsha256 = "{hash_key(key)}"\nroles = ["generate", "feedback"]')
-    print("requests_per_minute = 600\nfeedback_per_minute = 60")
-
-
-if __name__ == "__main__":
-    main()
+    def _quotas(self, principal: str) -> Quotas:
+        caller = self._callers.get(principal)
+        return caller.quotas if caller else Quotas()  # local mode, or taken out while its answer ran

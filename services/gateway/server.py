@@ -17,6 +17,7 @@ from anyloop.telemetry.metrics import start_metrics_server
 from services.gateway.app import create_app
 from services.gateway.dataplane import DataPlane
 from services.gateway.edge import EdgeServer
+from services.gateway.key_watch import KeysWatcher
 from services.gateway.keys import KeyRing
 from services.outbox import open_outbox
 
@@ -71,6 +72,10 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         plane.start()
+        if settings.keys_file is not None:
+            watcher = KeysWatcher(settings.keys_file, keys, log, settings.keys_reload_s)
+            cleanup.callback(watcher.close)
+            watcher.start()
         await edge.start()
         serving = asyncio.create_task(rest.serve(sockets=[listener]))
         logger.info("gateway serves", extra={"rest": settings.gateway_port, "grpc": edge.port})

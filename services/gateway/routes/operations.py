@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.errors import not_found
+from services.gateway.keys import Role
 from services.gateway.routes.access import caller_of, plane_of
 
 router = APIRouter()
@@ -56,8 +57,14 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready", **({"degraded": degraded} if degraded else {})})
 
 
-@router.get("/metrics", summary="Prometheus metrics of this process")
-async def metrics() -> Response:
+@router.get("/metrics", summary="Prometheus metrics of this process (role operate)")
+async def metrics(request: Request) -> Response:
+    """They tell how much whom is asked for: not for everybody on a public port."""
+    plane = plane_of(request)
+    if plane.settings.public_metrics == "off":
+        raise not_found("metrics are not served here: scrape the metrics port", "metrics_off")
+    if plane.settings.public_metrics == "operate":
+        plane.keys.require(caller_of(request), Role.OPERATE)
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -1,0 +1,206 @@
+"""Keys that come, change, end and go while the gateway runs; and quotas of tokens and of answers at the same time."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyloop.audit import audit_events
+from anyloop.keyfile import ApiKey, Principal, Quotas, Role, hash_key, write_keys
+from anyloop.log import EventLog, open_log
+from anyloop.telemetry.metrics import KEYS_RELOADS
+from services.gateway.errors import GatewayError, Status
+from services.gateway.key_watch import KeysWatcher
+from services.gateway.keys import KeyRing
+
+SAYS = {"messages": [{"role": "user", "content": "hello"}]}
+ALL = frozenset({Role.GENERATE, Role.FEEDBACK})
+
+
+def principal(name: str, *keys: str, roles: frozenset[Role] = ALL, **quotas: int) -> Principal:
+    return Principal(name, roles, Quotas(**quotas), tuple(ApiKey(hash_key(key)) for key in keys or (f"key-{name}",)))
+
+
+def ring_of(*principals: Principal, **clocks: Any) -> KeyRing:
+    return KeyRing({one.name: one for one in principals}, **clocks)
+
+
+def mount(folder: Path, *principals: Principal) -> Path:
+    """As a Kubernetes Secret: keys.toml -> ..data/keys.toml, ..data -> a folder that is replaced as a whole."""
+    version = folder / f"..{len(list(folder.iterdir()))}"
+    version.mkdir()
+    write_keys(version / "keys.toml", {one.name: one for one in principals})
+    link = folder / "..new"
+    link.symlink_to(version.name)
+    os.replace(link, folder / "..data")
+    path = folder / "keys.toml"
+    if not path.is_symlink():
+        path.symlink_to("..data/keys.toml")
+    return path
+
+
+async def status_of(world: Any, key: str) -> int:
+    reply = await world.http.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    return int(reply.status_code)
+
+
+async def until(world: Any, key: str, status: int) -> None:
+    for _ in range(250):
+        if await status_of(world, key) == status:
+            return
+        await asyncio.sleep(0.02)
+    raise TimeoutError(f"{key} is not answered with {status}")
+
+
+async def test_a_revoked_key_is_refused_and_a_new_one_known_without_a_restart(start: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    path = mount(secret, principal("app", "old"), principal("boss", "boss", roles=frozenset({Role.OPERATE})))
+    world = await start(keys_file=path, keys_reload_s=0.05)
+    assert await status_of(world, "old") == 200
+    mount(secret, principal("app", "new", "old"), principal("boss", "boss", roles=frozenset({Role.OPERATE})))
+    await until(world, "new", 200)
+    assert await status_of(world, "old") == 200, "both hold while a key is replaced"
+    mount(secret, principal("app", "new"), principal("boss", "boss", roles=frozenset({Role.OPERATE})))
+    await until(world, "old", 401)
+    assert await status_of(world, "new") == 200
+    (first, second) = [one for _, one in audit_events(world.log)]
+    assert (first.action, first.actor, first.outcome) == ("keys.reload", "gateway", "done")
+    assert hash_key("new")[:12] in first.details_json
+    assert hash_key("new") not in first.details_json
+    assert "keys_removed" in second.details_json
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Any:
+    with open_log(f"sqlite://{tmp_path}/log.db") as log:
+        log.ensure_topics()
+        yield log
+
+
+@pytest.mark.parametrize("broken", ["[keys", "", None], ids=["cut-short", "empty", "gone"])
+def test_a_broken_file_keeps_the_keys_and_is_said_counted_and_audited_once(
+    tmp_path: Path, log: EventLog, broken: str | None
+) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": principal("app")})
+    ring = KeyRing.load(path)
+    watcher = KeysWatcher(path, ring, log, 1.0)
+    before = KEYS_RELOADS.labels("failed")._value.get()
+    path.unlink() if broken is None else path.write_text(broken)
+    for _ in range(3):
+        watcher.look()
+    assert ring.authenticate("Bearer key-app").principal == "app"
+    assert KEYS_RELOADS.labels("failed")._value.get() == before + 1
+    assert "keys.toml" in watcher.complaint
+    assert [(one.outcome, one.subject) for _, one in audit_events(log)] == [("failed", str(path))]
+    write_keys(path, {"app": principal("app", "next")})
+    watcher.look()
+    assert watcher.complaint == ""
+    assert ring.authenticate("Bearer next").principal == "app"
+
+
+def test_a_file_that_is_written_again_unchanged_is_no_event(tmp_path: Path, log: EventLog) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": principal("app")})
+    watcher = KeysWatcher(path, KeyRing.load(path), log, 1.0)
+    write_keys(path, {"app": principal("app")})
+    watcher.look()
+    assert list(audit_events(log)) == []
+
+
+def test_a_key_ends_by_itself_at_its_time() -> None:
+    now = [datetime(2027, 1, 30, 23, 59, tzinfo=UTC)]
+    key = ApiKey(hash_key("k"), datetime(2027, 1, 31, tzinfo=UTC))
+    ring = ring_of(Principal("app", ALL, Quotas(), (key,)), today=lambda: now[0])
+    assert ring.authenticate("Bearer k").principal == "app"
+    now[0] += timedelta(minutes=1)
+    with pytest.raises(GatewayError, match=r"expired \(2027-01-31 00:00 UTC\)") as refused:
+        ring.authenticate("Bearer k")
+    assert (refused.value.status, refused.value.code) == (Status.UNAUTHENTICATED, "expired_api_key")
+
+
+def test_used_quota_stays_used_when_the_keys_change() -> None:
+    """Else whoever can have a file rewritten could ask without end."""
+    ring = ring_of(principal("app", requests_per_minute=2), clock=lambda: 0.0)
+    caller = ring.authenticate("Bearer key-app")
+    ring.require(caller, Role.GENERATE)
+    ring.require(caller, Role.GENERATE)
+    ring.adopt({"app": principal("app", "next", requests_per_minute=100)})
+    with pytest.raises(GatewayError, match="over the quota of 100 requests"):
+        ring.require(ring.authenticate("Bearer next"), Role.GENERATE)
+
+
+def test_a_lower_limit_holds_at_once() -> None:
+    ring = ring_of(principal("app", requests_per_minute=100), clock=lambda: 0.0)
+    ring.require(ring.authenticate("Bearer key-app"), Role.GENERATE)
+    ring.adopt({"app": principal("app", requests_per_minute=1)})
+    caller = ring.authenticate("Bearer key-app")
+    ring.require(caller, Role.GENERATE)
+    with pytest.raises(GatewayError):
+        ring.require(caller, Role.GENERATE)
+
+
+def test_who_has_used_too_many_tokens_waits_until_they_are_paid_back() -> None:
+    now = [0.0]
+    ring = ring_of(principal("app", tokens_per_minute=60), clock=lambda: now[0])
+    caller = ring.authenticate("Bearer key-app")
+    ring.require(caller, Role.GENERATE)  # takes one
+    ring.charge_tokens("app", 79)  # 20 more than a minute's worth
+    with pytest.raises(GatewayError, match="60 tokens a minute") as refused:
+        ring.require(caller, Role.GENERATE)
+    assert refused.value.retry_after_s == pytest.approx(21.0)
+    now[0] = 21.0
+    ring.require(caller, Role.GENERATE)
+
+
+async def test_tokens_of_an_answer_count_also_when_the_client_goes_away(start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": principal("app", tokens_per_minute=1)})
+    world = await start(keys_file=path)
+    headers = {"Authorization": "Bearer key-app"}
+    async with world.http.stream("POST", "/v1/chat/completions", json={**SAYS, "stream": True}, headers=headers) as one:
+        assert one.status_code == 200
+        async for line in one.aiter_lines():
+            if "content" in line:
+                break
+    for _ in range(100):
+        reply = await world.http.post("/v1/chat/completions", json=SAYS, headers=headers)
+        if reply.status_code == 429:
+            break
+        await asyncio.sleep(0.02)
+    assert reply.status_code == 429
+    assert "tokens a minute" in reply.json()["error"]["message"]
+    assert int(reply.headers["retry-after"]) > 60, "a minute's worth is one token, and several were used"
+
+
+async def test_only_so_many_answers_run_at_the_same_time(start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": principal("app", max_running=2), "other": principal("other")})
+    world = await start(keys_file=path)
+    post, headers = world.http.post, {"Authorization": "Bearer key-app"}
+    refused = await post("/v1/chat/completions", json={**SAYS, "n": 3}, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_running")
+    assert refused.headers["retry-after"] == "1"
+    for _ in range(3):  # those of the refused request have ended, and an answer gives its place back
+        assert (await post("/v1/chat/completions", json={**SAYS, "n": 2}, headers=headers)).status_code == 200
+    other = {"Authorization": "Bearer key-other"}
+    assert (await post("/v1/chat/completions", json={**SAYS, "n": 3}, headers=other)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("setting", "statuses"),
+    [("operate", [401, 403, 200]), ("open", [200, 200, 200]), ("off", [404, 404, 404])],
+)
+async def test_metrics_on_the_public_port_are_for_operators(
+    start: Any, tmp_path: Path, setting: str, statuses: list[int]
+) -> None:
+    path = tmp_path / "keys.toml"
+    boss = principal("boss", roles=frozenset({Role.OPERATE}))
+    write_keys(path, {"app": principal("app"), "boss": boss})
+    world = await start(keys_file=path, public_metrics=setting)
+    headers = [{}, *({"Authorization": f"Bearer key-{name}"} for name in ("app", "boss"))]
+    assert [(await world.http.get("/metrics", headers=one)).status_code for one in headers] == statuses
