@@ -85,14 +85,25 @@ class ControlPlane:
         return partial(self.request, token=self.service_account_token(namespace, name))
 
     def request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json", token: str = ""
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        *,
+        token: str = "",
+        accept: str = "application/json",
     ) -> Any:
         """One call, as the administrator without a `token`; the JSON of the answer. Raises urllib.error.HTTPError."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             method=method,
-            headers={"Authorization": f"Bearer {token or self._token}", "Content-Type": content_type},
+            headers={
+                "Authorization": f"Bearer {token or self._token}",
+                "Content-Type": content_type,
+                "Accept": accept,
+            },
         )
         context = ssl.create_default_context(cafile=str(self.certificate))
         try:
