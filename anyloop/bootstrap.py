@@ -1,7 +1,7 @@
 """What an installation needs before its services serve, once: `python -m anyloop.bootstrap`.
 
-Copies the base model to ANYLOOP_MODEL_DIR where `--model-source` names one, creates the topics of the log, and registers
-the base checkpoint of each lineage. Safe to repeat and to run twice at once: what is there stays.
+Copies the base model to ANYLOOP_MODEL_DIR where `--model-source` names one, creates the topics of the log, and
+registers the base checkpoint of each lineage. Safe to repeat and to run twice at once: what is there stays.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """`python -m anyloop.bootstrap`: topics, base checkpoints and the model, once and again."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,11 @@ from anyloop.log import TOPICS, LogError, open_log
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ANYLOOP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(bootstrap, "configure", lambda *_: None)
     (tmp_path / "home").mkdir()
-    yield tmp_path / "home"
+    return tmp_path / "home"
 
 
 def small_model(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Every rendered object against the schemas of three Kubernetes versions, and custom resources against their own."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 import yaml
 
 from tests.charts.rendering import ALL, CHART, ROOT, of_kind, rendered
+
+# It reads a megabyte of definitions again for every object.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 KUBERNETES = ("1.35", "1.36", "1.37")
 FOREIGN = yaml.safe_load((Path(__file__).parent / "custom_resources.yaml").read_text())

@@ -39,6 +39,8 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- if ne $c "controller" -}}
 {{- $_ := set $s "ANYLOOP_REGISTRY_DIR" "/var/lib/anyloop-registry" -}}
 {{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}
+{{- if $root.Values.media.s3.endpoint -}}{{- $_ := set $s "AWS_ENDPOINT_URL" $root.Values.media.s3.endpoint -}}{{- end -}}
+{{- if $root.Values.media.s3.region -}}{{- $_ := set $s "AWS_DEFAULT_REGION" $root.Values.media.s3.region -}}{{- end -}}
 {{- end -}}
 {{- if ne $c "decoders" -}}
 {{- $_ := set $s "ANYLOOP_LOG_URL" (include "anyloop.logUrl" $root) -}}
@@ -56,8 +58,6 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if $root.Values.media.s3.endpoint -}}{{- $_ := set $s "AWS_ENDPOINT_URL" $root.Values.media.s3.endpoint -}}{{- end -}}
-{{- if $root.Values.media.s3.region -}}{{- $_ := set $s "AWS_DEFAULT_REGION" $root.Values.media.s3.region -}}{{- end -}}
 {{- if $root.Values.model.path -}}{{- $_ := set $s "ANYLOOP_MODEL_DIR" $root.Values.model.path -}}{{- end -}}
 {{- if $root.Values.tls.enabled -}}
 {{- $_ := set $s "ANYLOOP_TLS_CERT" "/etc/anyloop/tls/tls.crt" -}}

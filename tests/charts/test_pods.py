@@ -1,0 +1,248 @@
+"""Rules for every pod of the chart: what it may do, what it must say, and how it ends."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.charts.rendering import ALL, containers, environment, of_kind, pod_specs, render, rendered
+
+PODS = [(name, component) for name in ALL for component in sorted(pod_specs(rendered(name)))]
+ENDS_BY_ITSELF = {"bootstrap", "test"}
+
+
+def spec_of(name: str, component: str) -> dict[str, Any]:
+    return pod_specs(rendered(name))[component]
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_a_pod_is_nobody_and_can_change_nothing_of_its_node(name: str, component: str) -> None:
+    spec = spec_of(name, component)
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    assert not [volume for volume in spec.get("volumes", []) if "hostPath" in volume]
+    for container in containers(spec):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_a_container_has_limits_and_an_image_that_says_its_version(name: str, component: str) -> None:
+    for container in containers(spec_of(name, component)):
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"]), container["name"]
+        assert re.search(r":[0-9]+\.[0-9]+\.[0-9]+$|@sha256:[0-9a-f]{64}$", container["image"]), container["image"]
+
+
+@pytest.mark.parametrize(("name", "component"), [pair for pair in PODS if pair[1] not in ENDS_BY_ITSELF])
+def test_a_container_that_stays_has_all_three_probes(name: str, component: str) -> None:
+    for container in containers(spec_of(name, component)):
+        wanted = {"startupProbe", "livenessProbe", *([] if container["name"] == "triton" else ["readinessProbe"])}
+        assert wanted <= set(container), container["name"]
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_a_probe_asks_a_port_that_its_container_has(name: str, component: str) -> None:
+    for container in containers(spec_of(name, component)):
+        ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            for kind, what in container.get(probe, {}).items():
+                if kind in ("httpGet", "tcpSocket", "grpc"):
+                    assert what["port"] in {*ports, *ports.values()}
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_every_mount_has_its_volume_and_all_that_is_written_has_one(name: str, component: str) -> None:
+    objects = rendered(name)
+    claims = {
+        each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]: {
+            claim["metadata"]["name"] for claim in each["spec"].get("volumeClaimTemplates", [])
+        }
+        for each in of_kind(objects, "StatefulSet")
+    }
+    spec = spec_of(name, component)
+    volumes = {volume["name"] for volume in spec.get("volumes", [])} | claims.get(component, set())
+    mounted = set()
+    for container in containers(spec):
+        paths = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
+        mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
+        if component not in ("kafka", "test"):
+            assert {"/var/lib/anyloop", "/tmp"} <= paths
+    assert mounted == volumes
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_only_the_controller_can_talk_to_kubernetes(name: str, component: str) -> None:
+    spec = spec_of(name, component)
+    assert spec["automountServiceAccountToken"] is (component == "controller")
+    assert spec["serviceAccountName"] == ("anyloop-controller" if component == "controller" else "anyloop")
+
+
+def test_the_controllers_rights_are_in_its_namespace_and_for_what_it_does() -> None:
+    objects = rendered("everything")
+    assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+    (role,) = of_kind(objects, "Role")
+    (binding,) = of_kind(objects, "RoleBinding")
+    assert [subject["name"] for subject in binding["subjects"]] == ["anyloop-controller"]
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert "*" not in {part for grant in granted for part in grant}
+    assert {resource for _, resource, verb in granted if verb in ("delete", "deletecollection")} == set()
+    assert {verb for _, resource, verb in granted if resource == "pods"} == {"get", "list", "watch"}
+    leases = [rule for rule in role["rules"] if rule["resources"] == ["leases"] and rule["verbs"] != ["create"]]
+    held = environment(objects, "controller")["ANYLOOP_CONTROLLER_LEASE_NAME"]
+    assert [rule["resourceNames"] for rule in leases] == [[held]]
+
+
+@pytest.mark.parametrize(("name", "component"), PODS)
+def test_services_do_not_reach_pods_as_variables(name: str, component: str) -> None:
+    """A Service anyloop-policy would set ANYLOOP_POLICY_PORT=tcp://..., which is a setting of ours: a number."""
+    assert spec_of(name, component)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("component", ["gateway", "policy", "policy-lab", "critique", "decoders"])
+@pytest.mark.parametrize("longest", [5, 120, 600])
+def test_a_pod_that_ends_may_finish_its_longest_answer(component: str, longest: int) -> None:
+    objects = render({"drain": {"longestResponseSeconds": longest, "preStopSeconds": 7, "flushSeconds": 25}})
+    spec, given = pod_specs(objects)[component], environment(objects, component)
+    assert spec["terminationGracePeriodSeconds"] == 7 + longest + 25
+    assert spec["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 7}}
+    assert float(given["ANYLOOP_DRAIN_SECONDS"]) == float(given["ANYLOOP_REQUEST_TIMEOUT_S"]) == longest
+
+
+def test_triton_starts_before_its_service_and_ends_after_it() -> None:
+    for component in ("policy", "policy-lab", "critique", "decoders"):
+        (sidecar,) = spec_of("defaults", component)["initContainers"]
+        assert (sidecar["name"], sidecar["restartPolicy"]) == ("triton", "Always")
+    assert not [part for part, spec in pod_specs(rendered("laptop")).items() if "initContainers" in spec]
+
+
+def test_the_accelerator_belongs_to_the_process_with_the_model() -> None:
+    gpu = {"nvidia.com/gpu": 1}
+    spec = spec_of("one-gpu-node", "policy")
+    assert spec["initContainers"][0]["resources"]["limits"].items() >= gpu.items()
+    assert "nvidia.com/gpu" not in spec["containers"][0]["resources"]["limits"]
+    assert spec["runtimeClassName"] == "nvidia"
+    spec = pod_specs(render({"host": "inprocess", "policy": {"gpu": {"count": 1}}}))["policy"]
+    assert spec["containers"][0]["resources"]["limits"].items() >= gpu.items()
+    assert spec["containers"][0]["image"] == "anyloop/inprocess:0.1.0"
+
+
+def test_triton_takes_the_arguments_it_is_given() -> None:
+    """The launcher parses what the chart passes; building the repository alone needs no Triton."""
+    from services.hosts.interface import MODELS
+
+    given = [argument for part in ("policy", "critique", "decoders") for argument in tritons_arguments(part)]
+    assert {argument.removeprefix("--model=") for argument in given if argument.startswith("--model=")} == set(MODELS)
+
+
+def tritons_arguments(component: str) -> list[str]:
+    return list(spec_of("defaults", component)["initContainers"][0]["args"])
+
+
+@pytest.mark.parametrize("component", ["policy", "critique", "decoders"])
+def test_triton_starts_with_the_charts_arguments(
+    component: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from services.triton.__main__ import main
+
+    monkeypatch.setenv("ANYLOOP_HOME", str(tmp_path))
+    assert main([*tritons_arguments(component), "--build-only"]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_the_bootstrap_takes_the_charts_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from anyloop import bootstrap
+
+    said: dict[str, Any] = {}
+    monkeypatch.setenv("ANYLOOP_HOME", str(tmp_path))
+    monkeypatch.setattr(bootstrap, "configure", lambda *_: None)
+    monkeypatch.setattr(bootstrap, "fetch_model", lambda source, target: said.update(source=source))
+    monkeypatch.setattr(bootstrap, "make_topics", lambda settings, wait: said.update(wait=wait))
+    monkeypatch.setattr(bootstrap, "import_bases", lambda settings: None)
+    (container,) = spec_of("many-nodes", "bootstrap")["containers"]
+    assert bootstrap.main(container["args"]) == 0
+    assert said == {"source": "s3://models/omni-7b", "wait": 600.0}
+
+
+def test_a_training_spans_nodes_and_each_knows_its_place() -> None:
+    objects = rendered("many-nodes")
+    (trainer,) = [each for each in of_kind(objects, "StatefulSet") if each["metadata"]["name"] == "anyloop-trainer"]
+    (container,) = trainer["spec"]["template"]["spec"]["containers"]
+    assert trainer["spec"]["replicas"] == 4
+    assert trainer["spec"]["podManagementPolicy"] == "Parallel"
+    assert container["command"] == ["python", "-m", "torch.distributed.run"]
+    assert container["args"][:5] == [
+        "--nnodes=4",
+        "--nproc-per-node=8",
+        "--node-rank=$(NODE_RANK)",
+        "--master-addr=anyloop-trainer-0.anyloop-trainer.demo.svc",
+        "--master-port=29500",
+    ]
+    assert container["args"][-2:] == ["-m", "trainer"]
+    (rank,) = [each for each in container["env"] if each["name"] == "NODE_RANK"]
+    assert rank["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['apps.kubernetes.io/pod-index']"
+    (service,) = [each for each in of_kind(objects, "Service") if each["metadata"]["name"] == "anyloop-trainer"]
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert pod_specs(rendered("defaults"))["trainer"]["containers"][0]["command"] == ["python", "-m", "trainer"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_trainer_is_never_scaled_and_what_is_scaled_has_no_number_of_its_own(name: str) -> None:
+    objects = rendered(name)
+    scaled = {
+        each["spec"]["scaleTargetRef"]["name"] for each in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
+    }
+    assert scaled <= {"anyloop-gateway", "anyloop-policy", "anyloop-decoders"}
+    for each in of_kind(objects, "Deployment", "StatefulSet"):
+        assert ("replicas" in each["spec"]) is (each["metadata"]["name"] not in scaled)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_workload_with_several_copies_survives_the_drain_of_a_node(name: str) -> None:
+    objects = rendered(name)
+    guarded = {each["metadata"]["name"] for each in of_kind(objects, "PodDisruptionBudget")}
+    several = {
+        each["metadata"]["name"]
+        for each in of_kind(objects, "Deployment", "StatefulSet")
+        if each["spec"].get("replicas", 2) > 1 and each["metadata"]["name"] != "anyloop-trainer"
+    }
+    assert several <= guarded
+    for component in ("gateway", "policy", "decoders"):
+        assert pod_specs(objects)[component]["topologySpreadConstraints"]
+
+
+def checksums(objects: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        for each in of_kind(objects, "Deployment", "StatefulSet")
+        if each["metadata"]["name"] != "anyloop-kafka"
+    }
+
+
+def test_a_change_of_settings_starts_the_pods_that_read_them_and_no_others() -> None:
+    before = checksums(render())
+    assert checksums(render()) == before
+    after = checksums(render({"policy": {"settings": {"ANYLOOP_ENGINE_SLOTS": "64"}}}))
+    assert {name for name in before if before[name] != after[name]} == {"anyloop-policy"}
+    after = checksums(render({"logLevel": "DEBUG"}))
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_a_changed_bootstrap_is_a_new_job_and_an_unchanged_one_the_same() -> None:
+    def job(values: dict[str, Any]) -> str:
+        (found,) = of_kind(render(values), "Job")
+        return str(found["metadata"]["name"])
+
+    assert job({}) == job({"logLevel": "INFO"}) == job({"gateway": {"replicas": 5}})
+    assert job({}) != job({"kafka": {"topics": {"partitions": 8}}})
+    assert job({}) != job({"images": {"tag": "9.9.9"}})
