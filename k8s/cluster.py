@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -26,14 +27,15 @@ class NoCluster(Exception):
 
 
 class Cluster:
-    """Satisfies k8s.api.Api. Use as a context manager."""
+    """Satisfies k8s.api.Api."""
 
     def __init__(self, client: ApiClient, namespace: str) -> None:
         self._client = client
         self.namespace = namespace  # of this process: the pod's, or the kubeconfig context's
 
     @classmethod
-    async def open(cls, settings: ControllerSettings) -> Self:
+    @asynccontextmanager
+    async def open(cls, settings: ControllerSettings) -> AsyncIterator["Cluster"]:
         """Reads the configuration; nothing connects before the first call. Raises NoCluster."""
         configuration = Configuration()
         try:
@@ -43,15 +45,11 @@ class Cluster:
                 f"no cluster to control: {error}. Set ANYLOOP_CONTROLLER_KUBECONFIG, or run in a pod with a service "
                 "account"
             ) from error
-        return cls(ApiClient(configuration), settings.namespace.replace("*", "") or namespace or "default")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.close()
+        client = ApiClient(configuration)
+        try:
+            yield cls(client, settings.namespace.replace("*", "") or namespace or "default")
+        finally:
+            await client.close()
 
     async def list(self, resource: Resource, namespace: str, selector: str = "") -> tuple[list[Json], str]:
         items: list[Json] = []
@@ -198,7 +196,7 @@ async def _configure(configuration: Configuration, settings: ControllerSettings)
     if not asked and own and "KUBERNETES_SERVICE_HOST" in os.environ:
         await asyncio.to_thread(connections.load_incluster_config, client_configuration=configuration)
         return own
-    path = os.path.expanduser(asked or "~/.kube/config")
+    path = await asyncio.to_thread(os.path.expanduser, asked or "~/.kube/config")
     context = settings.context or None
     await connections.load_kube_config(
         config_file=path, context=context, client_configuration=configuration, persist_config=False

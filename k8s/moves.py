@@ -86,9 +86,12 @@ def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanc
     if watched and verdict.failed:
         return Move(Act.ROLL_BACK, reason="AnalysisFailed", message=verdict.failed)
     if run.reached is None:
-        return _swapping(spec, run, seen, where, now)
+        return _swapping(spec, run, seen, where, run.progress, now)
+    onward = Move(Act.FINISH if last else Act.NEXT)
+    if run.short is not None:  # a replica restarted, or one was added: the step goes on only with all of its replicas
+        onward = _swapping(spec, run, seen, where, run.short, now)
     if advanced:
-        return Move(Act.FINISH if last else Act.NEXT)
+        return onward
     over = run.reached + step.pause
     if step.pause == MANUAL:
         hint = f"{where} waits for an operator: `anyloop rollouts advance`"
@@ -101,15 +104,15 @@ def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanc
             why = f"{where}: metrics stayed inconclusive for {spec.progress_deadline:g} s"
             return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)
         return Move(Act.WAIT, "Analyzing", "Analyzing", f"{where} is being measured", deadline)
-    return Move(Act.FINISH if last else Act.NEXT)
+    return onward
 
 
-def _swapping(spec: Spec, run: Run, seen: Observed, where: str, now: float) -> Move:
+def _swapping(spec: Spec, run: Run, seen: Observed, where: str, since: float, now: float) -> Move:
     wanted = goal(spec, run, seen.total)
     progress = f"{where}: {seen.on_target} of {wanted} replicas serve {run.version}"
     if not seen.usable:  # no replica is at fault: there is none
         return Move(Act.WAIT, "Progressing", "NoReplica", f"{where}: no replica is ready", math.inf)
-    deadline = run.progress + spec.progress_deadline
+    deadline = since + spec.progress_deadline
     if now >= deadline:
         why = f"{progress}, and nothing moved for {spec.progress_deadline:g} s"
         return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)

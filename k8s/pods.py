@@ -33,7 +33,7 @@ class Pod:
         }
         control, container = ports.get(CONTROL_PORT, (0, ""))
         states = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
-        state = next((one for one in states if one.get("name") == container), {})
+        state: Json = next((one for one in states if one.get("name") == container), {})
         return cls(
             namespace=metadata.get("namespace", ""),
             name=metadata["name"],

@@ -29,6 +29,7 @@ class Run:
     step: int = 0
     steps: int = 1
     reached: float | None = None  # when the step's replicas served the target
+    short: float | None = None  # since when fewer replicas serve it than had in this step
     paused: float | None = None
     peak: int = 0  # most replicas that served the target
     failures: int = 0
@@ -49,7 +50,7 @@ class Run:
         )
 
     def at_step(self, step: int, now: float) -> "Run":
-        return replace(self, step=step, reached=None, progress=now)
+        return replace(self, step=step, reached=None, short=None, progress=now)
 
     def rolling_back(self, outcome: str, reason: str, now: float) -> "Run":
         return replace(self, state=ROLLING_BACK, outcome=outcome, reason=reason, progress=now, paused=None)
@@ -60,7 +61,8 @@ class Run:
             return self
         away = now - self.paused
         reached = self.reached + away if self.reached is not None else None
-        return replace(self, paused=None, progress=self.progress + away, reached=reached)
+        short = self.short + away if self.short is not None else None
+        return replace(self, paused=None, progress=self.progress + away, reached=reached, short=short)
 
     def to_status(self) -> dict[str, Any]:
         found = {
@@ -73,6 +75,7 @@ class Run:
             "step": self.step,
             "steps": self.steps,
             "stepReachedAt": timestamps.written(self.reached) if self.reached is not None else None,
+            "shortSince": timestamps.written(self.short) if self.short is not None else None,
             "pausedAt": timestamps.written(self.paused) if self.paused is not None else None,
             "peak": self.peak,
             "failures": self.failures,
@@ -95,6 +98,7 @@ class Run:
             step=status.get("step", 0),
             steps=status.get("steps", 1),
             reached=timestamps.read(status.get("stepReachedAt")),
+            short=timestamps.read(status.get("shortSince")),
             paused=timestamps.read(status.get("pausedAt")),
             peak=status.get("peak", 0),
             failures=status.get("failures", 0),
