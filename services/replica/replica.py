@@ -78,11 +78,14 @@ class Replica:
         self._kind = kind
         self._host = host
         self._inflight = InFlight(settings.engine_slots + settings.engine_queue)
-        credentials = server_credentials(settings)
         probed = f"{settings.bind}:{settings.health_port}" if settings.health_port else ""
-        self._rpc = RpcServer(f"{settings.bind}:{kind.port}", credentials=credentials, health_address=probed)
+        self._rpc = RpcServer(
+            f"{settings.bind}:{kind.port}", credentials=server_credentials(settings), health_address=probed
+        )
         self._control = RpcServer(
-            f"{settings.bind}:{kind.control_port}", credentials=credentials, interceptors=_control_peers(settings)
+            f"{settings.bind}:{kind.control_port}",
+            credentials=server_credentials(settings),
+            interceptors=_control_peers(settings),
         )
         self._registry = Registry(settings.effective_registry_dir)
         self._weights = Weights(host, kind.lineage, self._registry)

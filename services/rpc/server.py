@@ -20,6 +20,7 @@ MAX_MESSAGE_BYTES = 4 * 2**20  # of a request; media travel by reference
 LIVENESS = "liveness"  # on the health port: SERVING as long as the process answers, also while it drains or loads
 # Clients learn of new replicas when a connection ends, and then only: so none lasts. Running calls are left to end.
 CONNECTION_SECONDS = 300.0
+_HEARD_SECONDS = 0.3  # from NOT_SERVING on the wire to the last call that a client sends all the same
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = (
@@ -57,10 +58,11 @@ class RpcServer:
         around = [ErrorInterceptor(), CallObserver(), *interceptors]
         self._server = grpc.aio.server(interceptors=around, options=options)
         self._probed = grpc.aio.server(options=_OPTIONS) if health_address else None
-        self._health = HealthServicer()
+        self._health = _WatchedHealth()
         self._names: list[str] = [""]
         self._address, self._health_address = address, health_address
         self._credentials = credentials
+        self._left = False
         self.port = 0
         self.health_port = 0
 
@@ -87,8 +89,14 @@ class RpcServer:
             await self._health.set(name, _SERVING if serving else _NOT_SERVING)
 
     async def leave(self) -> None:
-        """NOT_SERVING from now on, whatever `set_serving` is told later; calls are still answered."""
+        """NOT_SERVING from now on, whatever `set_serving` is told later; calls are still answered. Returns when the
+        clients that watch have heard of it: a call that meets the closing of the port is lost, not repeated."""
+        if self._left:
+            return
+        self._left = True
         await self._health.enter_graceful_shutdown()
+        if self._health.watchers:
+            await asyncio.sleep(_HEARD_SECONDS)
 
     async def stop(self, grace: float) -> None:
         """Refuses new calls at once, gives running ones `grace` seconds, then cancels them."""
@@ -96,6 +104,21 @@ class RpcServer:
         await self._server.stop(grace)
         if self._probed is not None:
             await self._probed.stop(0)
+
+
+class _WatchedHealth(HealthServicer):
+    """Knows how many balanced clients follow it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers = 0
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:
+        self.watchers += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self.watchers -= 1
 
 
 class _ProbedHealth(health_pb2_grpc.HealthServicer):

@@ -19,7 +19,7 @@ Evaluate = Callable[..., Result]
 class FakeCritic:
     """Approves of answers with a picture or with the word red."""
 
-    def __init__(self, target: str, media: Any) -> None:
+    def __init__(self, target: str, media: Any, **options: Any) -> None:
         self.target = target
 
     def __enter__(self) -> "FakeCritic":
