@@ -66,7 +66,7 @@ class _NoSpan:
         pass
 
 
-_NO_SPAN = _NoSpan()
+NO_SPAN: Span = _NoSpan()
 _tracer: Tracer | None = None
 _content = False
 
@@ -111,7 +111,7 @@ def start(
 ) -> Span:
     """A span below `parent`, or below the present one. `links` are traceparents; malformed ones are left out."""
     if _tracer is None:
-        return _NO_SPAN
+        return NO_SPAN
     from anyloop.telemetry.exporting import LiveSpan
 
     return LiveSpan(_tracer, name, kind, attributes or {}, links, context.traceparent() if parent is None else parent)
@@ -123,7 +123,7 @@ def span(
 ) -> Iterator[Span]:
     """The present span until it is left; fails with what is raised in it. Not around a `yield` of a generator."""
     if _tracer is None:
-        yield _NO_SPAN
+        yield NO_SPAN
         return
     outside = context.traceparent()
     found = start(name, kind=kind, attributes=attributes, links=links)

@@ -11,6 +11,7 @@ from anyloop.telemetry import context, metrics, tracing
 from anyloop.telemetry.logs import ACCESS
 
 _LEFT = 499
+_PROBED = ("/health", "/ready", "/metrics")  # asked every few seconds by machines: no traces
 UNMATCHED = "unmatched"  # no route: a label for each path that somebody tries would fill the memory
 
 
@@ -53,7 +54,7 @@ class RequestObserver:
         context.enter((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
         request_id = context.request_id().encode()
         _outcome.set(outcome)
-        span = tracing.start(f"{scope['method']}", kind="server")
+        span = tracing.start(scope["method"], kind="server") if scope["path"] not in _PROBED else tracing.NO_SPAN
         context.set_traceparent(span.traceparent)
 
         async def listen() -> Message:
