@@ -55,8 +55,10 @@ class Replica(policy_pb2_grpc.PolicyServiceServicer):
 
 
 @asynccontextmanager
-async def replicas(count: int, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[list[Replica]]:
-    made = [await Replica(f"replica-{index}").start(credentials=credentials) for index in range(count)]
+async def replicas(
+    count: int, credentials: Callable[[], grpc.ServerCredentials | None] = lambda: None
+) -> AsyncIterator[list[Replica]]:
+    made = [await Replica(f"replica-{index}").start(credentials=credentials()) for index in range(count)]
     try:
         yield made
     finally:
