@@ -228,15 +228,16 @@ class Reconciler:
             body = {**rollout, "status": status}
             memory.written = await self._api.replace(ROLLOUTS, *key, body, "status")
             memory.wrote_at = self._clock()
+            if decision.ended is not None:  # here: what follows may meet a conflict, and the end is written once
+                metrics.ROLLOUTS.labels(_OUTCOMES[decision.ended.outcome]).inc()
             await self._tell(key, memory.written, world, decision)
             rollout = memory.written
         if decision.run is None:
             await self._let_go(key, rollout, memory)
         if decision.ended is not None:
-            metrics.ROLLOUTS.labels(_OUTCOMES[decision.ended.outcome]).inc()
             return 0.0
-        if decision.run is not None and (world.run is None or decision.run.state != world.run.state):
-            return 0.0
+        if decision.run is not None and at_once:
+            return 0.0  # what is written now is acted upon at the next look
         self._act(world, decision, memory)
         return self._next_look(world, decision, memory, waits if sometime and not at_once else math.inf)
 

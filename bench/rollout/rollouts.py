@@ -24,7 +24,7 @@ def install_definition(plane: ControlPlane) -> None:
     plane.request("PATCH", f"{path}?fieldManager=test&force=true&fieldValidation=Strict", definition, _APPLY)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        conditions = plane.request("GET", path).get("status", {}).get("conditions", ())
+        conditions = plane.request("GET", path).get("status", {}).get("conditions") or ()
         if any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
             return
         time.sleep(0.05)
