@@ -16,7 +16,7 @@ from k8s.moves import Act, Observed
 from k8s.notices import Notice
 from k8s.replicas import Fault
 from k8s.run import ABORTED, COMPLETED, PROMOTING, ROLLED_BACK, ROLLING_BACK, SUPERSEDED, Ended, Run
-from k8s.spec import ABORT, ACTOR, ADVANCE, RETRY, GateReport, Spec
+from k8s.spec import ABORT, ADVANCE, PAUSED_BY, RETRY, GateReport, Spec
 from k8s.verdicts import Verdict
 
 _LEFT_BEHIND_SECONDS = 60.0  # how long a rollback waits for replicas that do not answer
@@ -41,9 +41,10 @@ class World:
     failures: Sequence[Failure] = ()
     lost: Sequence[str] = ()
 
-    @property
-    def actor(self) -> str:
-        return self.annotations.get(ACTOR, "")
+    def asked(self, annotation: str, about: str) -> str | None:
+        """Who asked for it, empty where that is not said; None when nobody did."""
+        what, _, who = self.annotations.get(annotation, "").partition(" ")
+        return who if what == about else None
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,15 @@ def _idle(world: World) -> Decision:
                 why = f"metric {metric.name}: {found.message}"
                 return _end(world, run, ROLLED_BACK, why, _rejection(world, version, ROLLED_BACK, why))
     why = f"{version} replaces {lineage.stable} on {world.seen.total} replicas in {len(spec.steps)} steps"
-    notice = Notice("RolloutStarted", why, run.id, audit="rollout.start", actor=world.actor)
+    last = world.history[0].id if world.history else ""
+    notice = Notice("RolloutStarted", why, run.id, audit="rollout.start", actor=world.asked(RETRY, last) or "")
     return Decision("Progressing", "Started", why, run, handled=spec.version or world.handled, notices=(notice,))
 
 
 def _target(world: World) -> str:
     """The version to roll out now; empty when there is none."""
     last = world.history[0] if world.history else None
-    if last is not None and last.outcome != COMPLETED and world.annotations.get(RETRY) == last.id:
+    if last is not None and last.outcome != COMPLETED and world.asked(RETRY, last.id) is not None:
         return last.version
     if world.spec.version:
         return "" if world.spec.version == world.handled else world.spec.version
@@ -153,8 +155,7 @@ def _progress(world: World, run: Run) -> Decision:
     if lineage.stable != run.stable or _replaced(world, run):
         return _overtaken(world, run)
     if stop := _stopped(world, run):
-        outcome, why = stop
-        return _turn_back(world, run, outcome, why, "Aborted")
+        return _turn_back(world, run, ABORTED, stop, "Aborted")
     refused = next((one for one in world.failures if one.version == run.version and one.fault is Fault.REFUSED), None)
     if refused is not None:
         return _turn_back(
@@ -164,12 +165,15 @@ def _progress(world: World, run: Run) -> Decision:
         return _paused(world, run)
     notices: list[Notice] = []
     if run.paused is not None:
-        notices.append(Notice("Resumed", "the rollout goes on", f"{run.id}/{run.paused}", audit="rollout.resume"))
+        by = world.annotations.get(PAUSED_BY, "")
+        notices.append(
+            Notice("Resumed", "the rollout goes on", f"{run.id}/{run.paused}", audit="rollout.resume", actor=by)
+        )
         run = run.resumed(now)
     run, found = _observed(world, run)
     notices += found
-    advanced = world.annotations.get(ADVANCE) == f"{run.id}/{run.step}"
-    move = moves.next_move(spec, run, world.seen, world.verdict, advanced, now)
+    advanced = world.asked(ADVANCE, f"{run.id}/{run.step}")
+    move = moves.next_move(spec, run, world.seen, world.verdict, advanced is not None, now)
     if move.act is Act.ROLL_BACK:
         return _turn_back(world, run, ROLLED_BACK, move.message, move.reason)
     if move.act is Act.FINISH:
@@ -177,8 +181,8 @@ def _progress(world: World, run: Run) -> Decision:
         return Decision("Promoting", "Promoting", f"{run.version} is being promoted", run, notices=tuple(notices))
     if move.act is Act.NEXT:
         why = f"step {run.step + 2} of {run.steps} of {run.version}"
-        by = world.actor if advanced else ""
-        notices.append(Notice("StepStarted", why, f"{run.id}/{run.step + 1}", audit="rollout.step", actor=by))
+        about = f"{run.id}/{run.step + 1}"
+        notices.append(Notice("StepStarted", why, about, audit="rollout.step", actor=advanced or ""))
         return Decision("Progressing", "StepStarted", why, run.at_step(run.step + 1, now), notices=tuple(notices))
     change = moves.budget(spec, run, world.seen)
     until = min(move.until if move.until is not None else math.inf, run.started + spec.max_mixed)
@@ -217,9 +221,9 @@ def _paused(world: World, run: Run) -> Decision:
     notices: tuple[Notice, ...] = ()
     if run.paused is None:
         run = replace(run, paused=world.now)
-        notices = (
-            Notice("Paused", "spec.paused is true", f"{run.id}/{run.paused}", audit="rollout.pause", actor=world.actor),
-        )
+        by = world.annotations.get(PAUSED_BY, "")
+        about = f"{run.id}/{run.paused}"
+        notices = (Notice("Paused", "spec.paused is true", about, audit="rollout.pause", actor=by),)
     return Decision("Paused", "Paused", "spec.paused is true", run, notices=notices, until=end)
 
 
@@ -233,20 +237,20 @@ def _replaced(world: World, run: Run) -> bool:
     return approved is not None and approved.version != run.version
 
 
-def _stopped(world: World, run: Run) -> tuple[str, str] | None:
-    """Who or what ends the run, if anything does: the outcome and why."""
+def _stopped(world: World, run: Run) -> str:
+    """Who or what ends the run; empty when nothing does."""
     if world.deleting:
-        return ABORTED, "the PolicyRollout was deleted"
+        return "the PolicyRollout was deleted"
     if world.rival:
-        return ABORTED, f"{world.rival} is older and rolls out {world.spec.lineage}"
-    if world.annotations.get(ABORT) == run.id:
-        return ABORTED, f"aborted by {world.actor or 'an operator'}"
+        return f"{world.rival} is older and rolls out {world.spec.lineage}"
+    if (who := world.asked(ABORT, run.id)) is not None:
+        return f"aborted by {who or 'an operator'}"
     if world.spec.version == world.lineage.stable:
-        return ABORTED, f"the target is the stable version {world.lineage.stable} again"
+        return f"the target is the stable version {world.lineage.stable} again"
     word = world.lineage.newest.get(run.version)
     if world.lineage.rejected(run.version) and word is not None and word.created_unix_ms > run.started * 1000:
-        return ABORTED, f"{run.version} was rejected by {word.decided_by or 'another'}: {word.reason}"
-    return None
+        return f"{run.version} was rejected by {word.decided_by or 'another'}: {word.reason}"
+    return ""
 
 
 def _overtaken(world: World, run: Run) -> Decision:
@@ -255,13 +259,14 @@ def _overtaken(world: World, run: Run) -> Decision:
     if lineage.stable != run.stable:
         why = f"{lineage.stable} was promoted by {lineage.promoted_by or 'another'}"
     else:
-        why = "another version is rolled out instead"
+        approved = lineage.approved.version if lineage.approved is not None else "another version"
+        why = f"{world.spec.version or approved} is rolled out instead"
     return _end(world, run, SUPERSEDED, why, _rejection(world, run.version, SUPERSEDED, f"superseded: {why}"))
 
 
 def _turn_back(world: World, run: Run, outcome: str, why: str, reason: str) -> Decision:
     action = "rollout.abort" if outcome == ABORTED else "rollout.rollback"
-    by = world.actor if outcome == ABORTED else ""
+    by = world.asked(ABORT, run.id) or ""
     notice = Notice(reason, f"{run.version} goes back to {run.stable}: {why}", run.id, True, action, by)
     turned = run.rolling_back(outcome, why, world.now)
     return Decision("RollingBack", reason, why, turned, notices=(notice,))

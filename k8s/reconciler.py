@@ -195,9 +195,8 @@ class Reconciler:
         for version in list(world.lineage.overtaken):
             if world.run is None or world.run.version != version:
                 self._still_leading()
-                why = (
-                    f"overtaken by {world.lineage.approved.version if world.lineage.approved else world.lineage.stable}"
-                )
+                approved = world.lineage.approved
+                why = f"overtaken by {approved.version if approved is not None else world.lineage.stable}"
                 about = f"rollout/{key[0]}/{key[1]}/{version}/overtaken"
                 by = f"rollout/{key[0]}/{key[1]}"
                 await self._checkpoints.reject(world.spec.lineage, version, by=by, reason=why, audit_id=about)

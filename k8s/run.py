@@ -15,6 +15,8 @@ ROLLED_BACK = "RolledBack"
 SUPERSEDED = "Superseded"
 ABORTED = "Aborted"
 
+_LONGEST_REASON = 500  # of each rollout of the history
+
 
 @dataclass(frozen=True)
 class Run:
@@ -123,7 +125,7 @@ class Ended:
 
     @classmethod
     def of(cls, run: Run, outcome: str, reason: str, now: float) -> "Ended":
-        return cls(run.id, run.version, outcome, run.stable, reason, run.started, now, run.peak)
+        return cls(run.id, run.version, outcome, run.stable, reason[:_LONGEST_REASON], run.started, now, run.peak)
 
     def to_status(self) -> dict[str, Any]:
         return {

@@ -12,10 +12,12 @@ PLURAL = "policyrollouts"
 KIND = "PolicyRollout"
 API_VERSION = f"{GROUP}/{VERSION}"
 FINALIZER = f"{GROUP}/return-to-stable"
+# What an operator asks for once. Each names the run that it is about, so that an old one asks for nothing; after a
+# space may stand who asks.
 ADVANCE = f"{GROUP}/advance"  # RUN/STEP: go on from this step of this run
 ABORT = f"{GROUP}/abort"  # RUN: end this run and go back
 RETRY = f"{GROUP}/retry"  # RUN: roll the version of this ended run out once more
-ACTOR = f"{GROUP}/actor"  # who wrote the last of these, for the audit trail
+PAUSED_BY = f"{GROUP}/paused-by"  # who changed spec.paused last, for the audit trail
 
 MANUAL = math.inf  # a pause that only an operator ends
 _UNITS = {"s": 1, "m": 60, "h": 3600}

@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from anyloop import __version__
-from anyloop.cli import audit, checkpoints, export, feedback, generate, importing, keys, log, status, topics, up
+from anyloop.cli import (
+    audit,
+    checkpoints,
+    export,
+    feedback,
+    generate,
+    importing,
+    keys,
+    log,
+    rollouts,
+    status,
+    topics,
+    up,
+)
 from anyloop.cli.demo import command as demo
 from anyloop.cli.eval import command as evaluation
 from anyloop.cli.exits import CommandError, ExitCode, as_command_error
@@ -76,6 +89,7 @@ app.command("status")(status.status)
 app.add_typer(importing.app, name="import")
 app.command("export")(export.export)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(rollouts.app, name="rollouts")
 app.add_typer(topics.app, name="topics")
 app.command("audit")(audit.audit)
 app.add_typer(keys.app, name="keys")
