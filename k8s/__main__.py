@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from anyloop.config import Settings
 from anyloop.log import open_log
 from anyloop.telemetry.logs import configure
-from anyloop.telemetry.metrics import start_metrics_server
+from anyloop.telemetry.metrics import expect_controller, start_metrics_server
 from k8s.cluster import Cluster, NoCluster
 from k8s.config import ControllerSettings
 from k8s.controller import lead
@@ -26,6 +26,7 @@ logger = logging.getLogger("k8s")
 async def control(settings: Settings, controller: ControllerSettings) -> None:
     """Until SIGTERM or SIGINT. Raises what keeps the controller from working at all."""
     log = await asyncio.to_thread(open_log, settings.effective_log_url)
+    expect_controller()
     stop_metrics = start_metrics_server(settings.metrics_port, settings.bind)
     replicas = GrpcReplicas(settings)
     try:

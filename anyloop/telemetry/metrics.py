@@ -4,7 +4,7 @@ Counters are named without `_total`, which the client library appends. Times are
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -156,6 +156,51 @@ try:
 except PackageNotFoundError:  # run from a folder, not installed
     VERSION = "unknown"
 BUILD_INFO.labels(VERSION).set(1)
+
+
+# A series that begins with its first event shows no increase to Prometheus, and an alert on a rare one would miss it:
+# what alerts look at is there, at zero, from the start of the process.
+
+
+def expect_model(model: str) -> None:
+    """A replica of `model` serves in this process."""
+    for code in ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"):
+        REQUEST_FAILURES.labels(model, code)
+    for reason in ("stop", "length"):
+        REQUEST_SUCCESS.labels(model, reason)
+    for gauge in (NUM_REQUESTS_RUNNING, NUM_REQUESTS_WAITING):
+        gauge.labels(model)
+    SWAP_FAILURES.labels(model)
+
+
+def expect_learner(topics: Iterable[str]) -> None:
+    """A trainer reads these topics in this process."""
+    for topic in topics:
+        DEAD_LETTERS.labels(topic)
+        TRAINER_GAP.labels(topic)
+    _expect_causes()
+
+
+def expect_gate() -> None:
+    for outcome in ("promoted", "approved", "rejected"):
+        GATE_DECISIONS.labels(outcome)
+    _expect_causes()
+
+
+def expect_gateway() -> None:
+    for outcome in ("done", "failed"):
+        KEYS_RELOADS.labels(outcome)
+
+
+def expect_controller() -> None:
+    for outcome in ("completed", "rolled_back", "superseded", "aborted"):
+        ROLLOUTS.labels(outcome)
+
+
+def _expect_causes() -> None:
+    for cause in ("log", "service", "disk", "round"):
+        TRAINER_FAILURES.labels(cause)
+
 
 _version_lock = threading.Lock()
 _versions: dict[str, str] = {}

@@ -13,7 +13,7 @@ import grpc
 from anyloop.log import CRITIQUES
 from anyloop.modality import Modality
 from anyloop.sequence import SegmentStream
-from anyloop.telemetry import tracing
+from anyloop.telemetry import metrics, tracing
 from protos.anyloop.v1 import critique_pb2, critique_pb2_grpc, events_pb2, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
 from services.replica.deadline import Deadline
@@ -62,6 +62,7 @@ class CritiqueServer(critique_pb2_grpc.CritiqueServiceServicer):
         self._capacity = capacity
         self._longest_seconds = longest_seconds
         self._scores = Scores(host, MODEL, prompts, inflight, longest_seconds)
+        metrics.expect_model(MODEL)
 
     async def Critique(
         self, request: critique_pb2.CritiqueRequest, context: grpc.aio.ServicerContext

@@ -13,7 +13,7 @@ import uvicorn
 from anyloop.config import Settings
 from anyloop.log import open_log
 from anyloop.media.store import MediaStore
-from anyloop.telemetry.metrics import start_metrics_server
+from anyloop.telemetry.metrics import expect_gateway, start_metrics_server
 from services.gateway.app import create_app
 from services.gateway.dataplane import DataPlane
 from services.gateway.edge import EdgeServer
@@ -51,6 +51,7 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
     stopping = stop or asyncio.Event()
     keys = KeyRing.load(settings.keys_file)
     with open_log(settings.effective_log_url) as log, contextlib.ExitStack() as cleanup:
+        expect_gateway()
         cleanup.callback(start_metrics_server(settings.metrics_port, settings.bind))
         listener = cleanup.enter_context(_listen(settings.bind, settings.gateway_port))
         outbox = open_outbox(settings, "gateway", settings.feedback_fsync)

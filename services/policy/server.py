@@ -13,7 +13,7 @@ import grpc
 from anyloop.log import RESPONSES
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
-from anyloop.telemetry import tracing
+from anyloop.telemetry import metrics, tracing
 from anyloop.telemetry.context import bind
 from protos.anyloop.v1 import events_pb2, policy_pb2, policy_pb2_grpc, scoring_pb2, types_pb2
 from services.hosts.interface import ModelHost
@@ -69,6 +69,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         self._capacity = capacity
         self._longest_seconds = longest_seconds
         self._scores = Scores(host, MODEL, prompts, inflight, longest_seconds)
+        metrics.expect_model(MODEL)
 
     async def Generate(
         self, request: policy_pb2.GenerateRequest, context: grpc.aio.ServicerContext

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ async def test_an_answer_is_one_trace_down_to_the_log_and_the_round_links_to_it(
         "decode image",
         "anyloop.v1.DecoderService/Decode",
     ]
-    for parent, child in zip(way, way[1:], strict=False):
+    for parent, child in pairwise(way):
         parents = {span.id for span in collector.named(parent)} & below.keys()
         assert {span.parent for span in collector.named(child)} <= parents, (parent, child)
         assert collector.named(child), child

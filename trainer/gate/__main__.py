@@ -30,6 +30,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _interrupt(stop))
     event_log = open_log(settings.effective_log_url)
+    metrics.expect_gate()
     stop_metrics = metrics.start_metrics_server(settings.metrics_port, settings.bind)
     registry, media = Registry(settings.effective_registry_dir), MediaStore(settings.effective_media_url)
     try:
