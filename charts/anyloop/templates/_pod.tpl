@@ -31,14 +31,14 @@ securityContext:
 {{- with .root.Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -57,7 +57,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if .enabled }}
 topologySpreadConstraints:
   {{- range .keys }}
-  - topologyKey: {{ . }}
+  - topologyKey: {{ . | quote }}
     maxSkew: 1
     whenUnsatisfiable: {{ $.root.Values.topologySpread.whenUnsatisfiable }}
     labelSelector:
@@ -148,28 +148,28 @@ resources: {{- toYaml $resources | nindent 2 }}
   emptyDir: {sizeLimit: {{ .root.Values.scratchSize }}}
 {{- if ne $c "controller" }}
 - name: registry
-  persistentVolumeClaim: {claimName: {{ include "anyloop.registryClaim" .root }}}
+  persistentVolumeClaim: {claimName: {{ include "anyloop.registryClaim" .root | quote }}}
 {{- if not .root.Values.media.url }}
 - name: media
-  persistentVolumeClaim: {claimName: {{ include "anyloop.mediaClaim" .root }}}
+  persistentVolumeClaim: {claimName: {{ include "anyloop.mediaClaim" .root | quote }}}
 {{- end }}
 {{- end }}
 {{- if and .root.Values.model.existingClaim (ne $c "controller") }}
 - name: model
-  persistentVolumeClaim: {claimName: {{ .root.Values.model.existingClaim }}}
+  persistentVolumeClaim: {claimName: {{ .root.Values.model.existingClaim | quote }}}
 {{- end }}
 {{- if and .root.Values.tls.enabled (ne $c "bootstrap") }}
 - name: tls
-  secret: {secretName: {{ include "anyloop.tlsSecret" . }}, defaultMode: 0440}
+  secret: {secretName: {{ include "anyloop.tlsSecret" . | quote }}, defaultMode: 0440}
 {{- end }}
 {{- if include "anyloop.kafkaFiles" . }}
 - name: kafka
   secret:
-    secretName: {{ .root.Values.kafka.external.existingSecret }}
+    secretName: {{ .root.Values.kafka.external.existingSecret | quote }}
     defaultMode: 0440
     items:
       {{- with .root.Values.kafka.external.caKey }}
-      - {key: {{ . }}, path: ca.crt}
+      - {key: {{ . | quote }}, path: ca.crt}
       {{- end }}
       {{- if .root.Values.kafka.external.clientCertificate }}
       - {key: tls.crt, path: tls.crt}
@@ -178,7 +178,7 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- end }}
 {{- if and (eq $c "gateway") .root.Values.auth.existingSecret }}
 - name: keys
-  secret: {secretName: {{ .root.Values.auth.existingSecret }}, defaultMode: 0440}
+  secret: {secretName: {{ .root.Values.auth.existingSecret | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end -}}
 
@@ -223,7 +223,7 @@ volumeClaimTemplates:
     spec:
       accessModes: [ReadWriteOnce]
       {{- with .root.Values.outbox.storageClassName }}
-      storageClassName: {{ . }}
+      storageClassName: {{ . | quote }}
       {{- end }}
       resources: {requests: {storage: {{ .root.Values.outbox.size }}}}
 {{- end -}}

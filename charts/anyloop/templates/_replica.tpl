@@ -43,7 +43,7 @@ spec:
       {{- end }}
       containers:
         - name: {{ .model }}
-          image: {{ include "anyloop.servicesImage" $root }}
+          image: {{ include "anyloop.servicesImage" $root | quote }}
           {{- include "anyloop.pullPolicy" . | nindent 10 }}
           command: [python, -m, services.{{ .model }}]
           {{- include "anyloop.environment" . | nindent 10 }}

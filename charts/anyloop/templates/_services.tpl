@@ -23,7 +23,7 @@ answers can be finished. Its gRPC and HTTP ports listen on the pod's loopback on
 {{- define "anyloop.triton" -}}
 {{- $values := index .root.Values (include "anyloop.key" .) -}}
 - name: triton
-  image: {{ include "anyloop.image" (dict "root" .root "image" "triton") }}
+  image: {{ include "anyloop.image" (dict "root" .root "image" "triton") | quote }}
   {{- include "anyloop.pullPolicy" . | nindent 2 }}
   restartPolicy: Always
   command: [python, -m, services.triton]
@@ -32,7 +32,7 @@ answers can be finished. Its gRPC and HTTP ports listen on the pod's loopback on
     - --model={{ . }}
     {{- end }}
     - --address=127.0.0.1
-    - --metrics-address={{ .root.Values.bind }}
+    - --metrics-address=0.0.0.0
   {{- include "anyloop.environment" . | nindent 2 }}
   ports:
     - {name: triton-metrics, containerPort: 8002}

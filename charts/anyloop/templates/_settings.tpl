@@ -32,7 +32,7 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $learns := has $c (list "trainer" "gate") -}}
 {{- $s := dict -}}
 {{- $_ := set $s "ANYLOOP_HOME" "/var/lib/anyloop" -}}
-{{- $_ := set $s "ANYLOOP_BIND" $root.Values.bind -}}
+{{- $_ := set $s "ANYLOOP_BIND" "0.0.0.0" -}}
 {{- $_ := set $s "ANYLOOP_METRICS_PORT" "9100" -}}
 {{- $_ := set $s "ANYLOOP_LOG_LEVEL" $root.Values.logLevel -}}
 {{- $_ := set $s "PYTHONUNBUFFERED" "1" -}}
@@ -156,15 +156,15 @@ of the authority may look. */}}
 {{- $external := .root.Values.kafka.external -}}
 {{- if and (ne .component "decoders") (not .root.Values.kafka.bundled.enabled) (hasPrefix "SASL" $external.securityProtocol) }}
 - name: ANYLOOP_KAFKA_SASL_USERNAME
-  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.usernameKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret | quote }}, key: {{ $external.usernameKey | quote }}}}
 - name: ANYLOOP_KAFKA_SASL_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.passwordKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret | quote }}, key: {{ $external.passwordKey | quote }}}}
 {{- end }}
 {{- $s3 := .root.Values.media.s3 -}}
 {{- if and $s3.existingSecret (ne .component "controller") }}
 - name: AWS_ACCESS_KEY_ID
-  valueFrom: {secretKeyRef: {name: {{ $s3.existingSecret }}, key: {{ $s3.accessKeyIdKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ $s3.existingSecret | quote }}, key: {{ $s3.accessKeyIdKey | quote }}}}
 - name: AWS_SECRET_ACCESS_KEY
-  valueFrom: {secretKeyRef: {name: {{ $s3.existingSecret }}, key: {{ $s3.secretAccessKeyKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ $s3.existingSecret | quote }}, key: {{ $s3.secretAccessKeyKey | quote }}}}
 {{- end }}
 {{- end -}}
