@@ -9,6 +9,7 @@ dictionary to try and nothing that a slow hash would slow down, while every requ
     feedback_per_minute = 60
     tokens_per_minute = 100000        # prompts and answers; an answer that goes over it ends, the next one waits
     max_running = 16                  # answers at the same time
+    feedback_on = "own"               # answers to this principal only; absent, "any": all whose id it knows
 
     [[keys.mobile-app.key]]           # two while a key is replaced
     sha256 = "…64 hex digits of the key's SHA-256…"
@@ -26,7 +27,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PRINCIPAL = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -75,11 +76,12 @@ class Principal:
     roles: frozenset[Role]
     quotas: Quotas
     keys: tuple[ApiKey, ...]
+    feedback_on: Literal["any", "own"] = "any"
 
 
 Principals = dict[str, Principal]
 _QUOTAS = tuple(field.name for field in fields(Quotas))
-_FIELDS = {"roles", "key", "sha256", "not_after", *_QUOTAS}
+_FIELDS = {"roles", "key", "sha256", "not_after", "feedback_on", *_QUOTAS}
 
 
 def new_key() -> str:
@@ -139,6 +141,7 @@ def format_keys(principals: Iterable[Principal]) -> str:
         roles = ", ".join(f'"{role}"' for role in sorted(one.roles))
         lines = [f"[keys.{name}]", f"roles = [{roles}]"]
         lines += [f"{quota} = {value}" for quota in _QUOTAS if (value := getattr(one.quotas, quota))]
+        lines += ['feedback_on = "own"'] if one.feedback_on == "own" else []
         for key in one.keys:
             lines += ["", f"[[keys.{name}.key]]", f'sha256 = "{key.sha256}"']
             if key.not_after:
@@ -160,7 +163,10 @@ def _principal(name: str, entry: Any) -> Principal:
     quotas = {quota: entry.get(quota, 0) for quota in _QUOTAS}
     if any(type(value) is not int or value < 0 for value in quotas.values()):
         raise KeysFileError(f"key {name!r}: quotas are whole numbers, 0 for no limit")
-    return Principal(name, roles, Quotas(**quotas), _keys(name, entry))
+    feedback_on = entry.get("feedback_on", "any")
+    if feedback_on not in ("any", "own"):
+        raise KeysFileError(f'key {name!r}: feedback_on is "any" or "own", not {feedback_on!r}')
+    return Principal(name, roles, Quotas(**quotas), _keys(name, entry), feedback_on)
 
 
 def _keys(name: str, entry: Mapping[str, Any]) -> tuple[ApiKey, ...]:

@@ -36,8 +36,10 @@ def test_a_key_has_256_random_bits_and_its_hash_is_plain_sha256() -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    principals = {"app": APP, "b@team.org": Principal("b@team.org", frozenset({Role.ADMIN}), Quotas(), APP.keys[:0])}
-    principals["b@team.org"] = Principal("b@team.org", frozenset({Role.ADMIN}), Quotas(), (ApiKey("3" * 64),))
+    principals = {
+        "app": APP,
+        "b@team.org": Principal("b@team.org", frozenset({Role.ADMIN}), Quotas(), (ApiKey("3" * 64),), "own"),
+    }
     path = tmp_path / "keys.toml"
     write_keys(path, principals)
     assert read_keys(path) == principals
@@ -71,6 +73,7 @@ def test_a_key_ends_at_its_time() -> None:
             f'roles = []\n[[keys.app.key]]\nsha256 = "{DIGEST}"\nrole = "x"', "sha256 and not_after", id="extra"
         ),
         pytest.param(f'roles = []\nmax_running = true\nsha256 = "{DIGEST}"', "whole numbers", id="quota"),
+        pytest.param(f'roles = []\nfeedback_on = "all"\nsha256 = "{DIGEST}"', "feedback_on is", id="feedback"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(body: str, sentence: str) -> None:

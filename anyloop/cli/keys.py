@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -53,6 +53,9 @@ def new(
     feedback_per_minute: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 60,
     tokens_per_minute: Annotated[int, typer.Option(min=0, help="Of prompts and answers; 0: no limit.")] = 0,
     max_running: Annotated[int, typer.Option(min=0, help="Answers at the same time; 0: no limit.")] = 0,
+    own_feedback: Annotated[
+        bool, typer.Option("--own-feedback", help="Feedback on answers to this principal only.")
+    ] = False,
     expires: Expires = "",
     file: File = None,
     as_json: JsonFlag = False,
@@ -65,9 +68,9 @@ def new(
         raise CommandError(f"{name} has a key already: `anyloop keys rotate {name}` makes the next", ExitCode.REFUSED)
     quotas = Quotas(requests_per_minute, feedback_per_minute, tokens_per_minute, max_running)
     key = new_key()
-    principals[name] = Principal(
-        name, frozenset(role or _DEFAULT_ROLES), quotas, (ApiKey(hash_key(key), _moment(expires)),)
-    )
+    keys = (ApiKey(hash_key(key), _moment(expires)),)
+    feedback_on: Literal["any", "own"] = "own" if own_feedback else "any"
+    principals[name] = Principal(name, frozenset(role or _DEFAULT_ROLES), quotas, keys, feedback_on)
     _write(path, principals)
     _hand_over(path, principals[name], key, as_json)
 
@@ -198,6 +201,7 @@ def _rows(principals: Principals, now: datetime) -> list[dict[str, Any]]:
             "principal": one.name,
             "roles": sorted(str(role) for role in one.roles),
             "quotas": vars(one.quotas),
+            "feedback_on": one.feedback_on,
             "keys": [
                 {
                     "fingerprint": key.fingerprint,

@@ -6,6 +6,7 @@ Writers give what browsers play: PNG, WAV (PCM 16), MP4 (H.264, yuv420p, index b
 """
 
 import io
+import re
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,10 @@ _DEMUXERS = {
     "audio/webm": "matroska",
     "video/webm": "matroska",
 }
+# JPEG: a marker is 0xFF and a byte that is neither stuffing, nor fill, nor one without a length (RSTn, TEM, SOI).
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MOST_SCANS = 100  # encoders write up to some tens
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 
 
@@ -94,12 +99,31 @@ def _container(data: bytes, modality: Modality) -> Any:
     return av.open(io.BytesIO(data), format=_DEMUXERS[kind])
 
 
+def _check_scans(data: bytes) -> None:
+    """A progressive JPEG may repeat scans of some bytes, each of which costs a pass over all pixels. Raises MediaError.
+
+    Only the segments of the first picture count: thumbnails and further pictures lie inside or behind it.
+    """
+    at, scans = 2, 0
+    while found := _MARKER.search(data, at):
+        marker, at = found.group()[1], found.end()
+        if marker == _END_OF_IMAGE:
+            return
+        if marker == _START_OF_SCAN:
+            scans += 1
+            if scans > _MOST_SCANS:
+                raise MediaError(f"the image has more than {_MOST_SCANS} scans: save it again as an ordinary JPEG")
+        at += int.from_bytes(data[at : at + 2], "big")
+
+
 def read_image(data: bytes, limits: MediaLimits = LIMITS) -> np.ndarray:
     """uint8 `[height, width, 3]`: upright, first frame, transparency on white."""
     limits.check_size(data, Modality.IMAGE)
     kind = sniff(data)
     if kind not in _PILLOW:
         raise MediaError(f"this is a {kind} file, not an image: send it as the modality it is")
+    if kind == "image/jpeg":
+        _check_scans(data)
     with _reading(Modality.IMAGE), Image.open(io.BytesIO(data), formats=[_PILLOW[kind]]) as image:
         if image.width * image.height > limits.max_pixels:
             raise MediaError(

@@ -26,6 +26,7 @@ from services.gateway.keys import Caller, KeyRing, Role
 from services.gateway.ledger import Ledger, LedgerError
 from services.gateway.log_status import LogStatus
 from services.gateway.media import MediaDesk
+from services.gateway.quotas import tokens_used
 from services.gateway.response_ids import NAME, carried_conversation, new_response_id
 from services.gateway.schemas import MODEL_NAME
 from services.rpc.server import MAX_MESSAGE_BYTES
@@ -153,7 +154,7 @@ class DataPlane:
             try:
                 async with contextlib.aclosing(self._answer(prepared, timeout_s)) as events:
                     async for event in events:
-                        used = _tokens(event, used)
+                        used = tokens_used(event, used)
                         yield event
             finally:
                 self.keys.charge_tokens(prepared.principal, used)
@@ -175,7 +176,9 @@ class DataPlane:
                 span.see(event)
                 if kind == "started" and not prepared.unlogged:
                     noted = asyncio.create_task(
-                        asyncio.to_thread(self._note, prepared.response_id, prepared.conversation_id)
+                        asyncio.to_thread(
+                            self._note, prepared.response_id, prepared.conversation_id, prepared.principal
+                        )
                     )
                 elif kind == "finished" and noted is not None:
                     await noted
@@ -200,9 +203,9 @@ class DataPlane:
         except LedgerError as error:
             raise unavailable(f"{error}; try again, or leave response_id out") from error
 
-    def _note(self, response_id: str, conversation_id: str) -> None:
+    def _note(self, response_id: str, conversation_id: str, principal: str) -> None:
         try:
-            self.ledger.add_responses([(response_id, conversation_id)])
+            self.ledger.add_responses([(response_id, conversation_id, principal)])
         except LedgerError as error:  # the follower finds it in the log; until then feedback on it counts as early
             logger.warning("an answer goes on although it cannot be noted: %s", error)
 
@@ -278,17 +281,6 @@ class DataPlane:
             )
             return status
         return None
-
-
-def _tokens(event: policy_pb2.GenerateResponse, before: int) -> int:
-    """How many tokens an answer has used after this event."""
-    kind = event.WhichOneof("event")
-    if kind == "started":
-        return event.started.prompt_tokens
-    if kind == "text":
-        return before + len(event.text.token_ids)
-    usage = event.finished.usage  # of media too, which no event before has told
-    return max(before, usage.prompt_tokens + usage.completion_tokens)
 
 
 def _taken() -> GatewayError:

@@ -108,6 +108,8 @@ class FeedbackDesk:
         self, request: feedback_pb2.SubmitFeedbackRequest, feedback: feedback_pb2.Feedback, caller: Caller
     ) -> feedback_pb2.SubmitFeedbackResponse:
         try:
+            if caller.own_answers_only:
+                self._refuse_others(feedback, caller.principal)
             early = self._place(feedback)
             if request.dry_run:
                 return feedback_pb2.SubmitFeedbackResponse(early=early)
@@ -156,6 +158,19 @@ class FeedbackDesk:
             )
         feedback.conversation_id = belongs_to or feedback.conversation_id or feedback.response_id
         return known is None
+
+    def _refuse_others(self, feedback: feedback_pb2.Feedback, principal: str) -> None:
+        """For a key that may speak of its own answers only. Raises GatewayError (403), the same for what is another's
+        and what is unknown: nobody learns which ids exist."""
+        named = [feedback.response_id, *([feedback.preferred_over] if feedback.preferred_over else [])]
+        if any(not one or self._ledger.principal_of(one) != principal for one in named):
+            raise GatewayError(
+                Status.PERMISSION_DENIED,
+                "this key may speak of answers to itself only, each named by its response_id; one that was given a "
+                "moment ago may take a second to be known here",
+                "not_your_response",
+                "response_id",
+            )
 
     def _take(self, taken: TakenFeedback, feedback: feedback_pb2.Feedback, key: str) -> None:
         event = events_pb2.FeedbackEvent(

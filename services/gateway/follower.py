@@ -85,7 +85,7 @@ class ResponseFollower:
             except PoisonEvent:
                 continue  # its consumers send it to the dead letters; here it names no response
             if isinstance(response, events_pb2.ResponseEvent):
-                rows.append((response.response_id, response.conversation_id or record.event.key))
+                rows.append((response.response_id, response.conversation_id or record.event.key, response.principal))
         if not read:  # nothing left before `end`: the log has dropped it
             following = end
         self._ledger.add_responses(rows, {partition: following})

@@ -24,6 +24,7 @@ class Caller:
     principal: str
     roles: frozenset[Role]
     quotas: Quotas = field(default_factory=Quotas)
+    own_answers_only: bool = False  # may give feedback on
 
     def may(self, role: Role) -> bool:
         return role in self.roles or Role.ADMIN in self.roles
@@ -64,7 +65,9 @@ class KeyRing:
 
     def adopt(self, principals: Principals) -> None:
         """From the next request on. What a principal has used of its quotas stays used; running answers go on."""
-        callers = {one.name: Caller(one.name, one.roles, one.quotas) for one in principals.values()}
+        callers = {
+            one.name: Caller(one.name, one.roles, one.quotas, one.feedback_on == "own") for one in principals.values()
+        }
         entries = {key.sha256: (key, callers[one.name]) for one in principals.values() for key in one.keys}
         self._principals, self._callers, self._entries = dict(principals), callers, entries
 

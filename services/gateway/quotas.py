@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from protos.anyloop.v1 import policy_pb2
 from services.gateway.errors import GatewayError, Status
 
 _BUSY_RETRY_S = 1.0  # nobody knows when a running answer ends
@@ -98,3 +99,14 @@ class Meters:
         if bucket.capacity != limit:
             bucket.capacity, bucket.level = limit, min(bucket.level, limit)
         return bucket
+
+
+def tokens_used(event: policy_pb2.GenerateResponse, before: int) -> int:
+    """How many tokens an answer has used after this event of it."""
+    kind = event.WhichOneof("event")
+    if kind == "started":
+        return event.started.prompt_tokens
+    if kind == "text":
+        return before + len(event.text.token_ids)
+    usage = event.finished.usage  # with those of media, of which no event before has told
+    return max(before, usage.prompt_tokens + usage.completion_tokens)

@@ -115,6 +115,25 @@ def test_an_image_bomb_is_refused_before_its_pixels_are_decoded() -> None:
         read_image(png_header_of(5000, 4000))
 
 
+def test_a_jpeg_of_endless_scans_is_refused_before_it_costs_a_pass_over_the_pixels_for_each() -> None:
+    out = io.BytesIO()
+    Image.fromarray(picture(512, 512)).save(out, "JPEG", progressive=True)
+    whole = out.getvalue()
+    assert read_image(whole).shape == (512, 512, 3)
+    last = whole[whole.rfind(b"\xff\xda") : -2]
+    with pytest.raises(MediaError, match="more than 100 scans"):
+        read_image(whole[:-2] + last * 5000 + b"\xff\xd9")
+
+
+def test_a_thumbnail_inside_a_jpeg_is_no_scan_of_it() -> None:
+    out = io.BytesIO()
+    Image.fromarray(picture()).save(out, "JPEG")
+    whole = out.getvalue()
+    comment = (b"\xff\xda\x00\x02" * 200)[: 2**16 - 3]
+    inside = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+    assert read_image(whole[:2] + inside + whole[2:]).shape == (64, 64, 3)
+
+
 def test_a_wav_keeps_its_samples() -> None:
     data = write_audio(tone(), 8000)
     assert sniff(data) == "audio/wav"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,27 @@ async def test_metrics_on_the_public_port_are_for_operators(
     world = await start(keys_file=path, public_metrics=setting)
     headers = [{}, *({"Authorization": f"Bearer key-{name}"} for name in ("app", "boss"))]
     assert [(await world.http.get("/metrics", headers=one)).status_code for one in headers] == statuses
+
+
+async def test_a_key_for_its_own_answers_speaks_of_no_others(start: Any, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    tenants = {name: replace(principal(name), feedback_on="own") for name in ("a", "b")}
+    write_keys(path, {**tenants, "critic": principal("critic")})
+    world = await start(keys_file=path)
+    bearer = {name: {"Authorization": f"Bearer key-{name}"} for name in ("a", "b", "critic")}
+    ids = {}
+    for name in ("a", "b"):
+        body = {**SAYS, "conversation_id": "shared"}
+        ids[name] = (await world.http.post("/v1/chat/completions", json=body, headers=bearer[name])).json()["id"]
+
+    async def say(name: str, **opinion: str) -> tuple[int, str]:
+        reply = await world.http.post("/v1/feedback", json={"critique": "louder", **opinion}, headers=bearer[name])
+        return reply.status_code, reply.json().get("error", {}).get("code", "")
+
+    refused = (403, "not_your_response")
+    assert await say("a", response_id=ids["a"]) == (200, "")
+    assert await say("a", response_id=ids["b"]) == refused
+    assert await say("a", response_id="chatcmpl-nobody") == refused, "what does not exist looks the same"
+    assert await say("a", conversation_id="shared") == refused
+    assert await say("a", response_id=ids["a"], preferred_over=ids["b"]) == refused
+    assert await say("critic", response_id=ids["b"]) == (200, ""), "who may speak of any still does"

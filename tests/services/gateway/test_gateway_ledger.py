@@ -1,5 +1,6 @@
 """What the gateway remembers, and how it keeps up with the log."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_the_oldest_rows_go_when_the_ledger_is_full(ledger: Ledger, monkeypatch:
     monkeypatch.setattr(ledger_module, "_KEEP", 3)
     monkeypatch.setattr(ledger_module, "_PRUNE_EVERY", 1)
     for number in range(5):
-        ledger.add_responses([(f"r{number}", "c")])
+        ledger.add_responses([(f"r{number}", "c", "app")])
     assert [ledger.conversation_of(f"r{number}") for number in range(5)] == [None, None, "c", "c", "c"]
 
 
@@ -107,7 +108,7 @@ def test_a_log_that_was_made_anew_is_read_anew(
 
 def test_positions_belong_to_one_log(tmp_path: Path) -> None:
     opened = Ledger(tmp_path / "ledger.db")
-    opened.add_responses([("r1", "c1")], {0: 7, 1: 9})
+    opened.add_responses([("r1", "c1", "app")], {0: 7, 1: 9})
     assert opened.belong_to("kafka a:9092 ") is False  # of the release before, which noted no log
     assert opened.positions() == {0: 7, 1: 9}
     opened.close()
@@ -142,3 +143,14 @@ def test_one_log_has_one_identity(url: str, same: str) -> None:
 )
 def test_two_logs_have_two_identities(url: str, other: str) -> None:
     assert log_identity(url) != log_identity(other)
+
+
+def test_a_ledger_of_a_release_that_noted_no_principal_gives_its_answers_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE responses (response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL)")
+        old.execute("INSERT INTO responses VALUES ('r1', 'c1')")
+    for _ in range(2):
+        opened = Ledger(path)
+        assert (opened.conversation_of("r1"), opened.principal_of("r1"), opened.principal_of("r2")) == ("c1", "", None)
+        opened.close()
