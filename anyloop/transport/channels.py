@@ -10,7 +10,6 @@ while the caller could have said "try again" after the second and a half that th
 is waited for all the same.
 """
 
-import ipaddress
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import grpc
 from anyloop.config import Settings
 from anyloop.transport.certificates import certificate_files
 from anyloop.transport.credentials import channel_credentials, of_client
+from anyloop.transport.resolve import is_address
 from anyloop.transport.rotating import RotatingChannel
 
 _OPTIONS = (
@@ -117,9 +117,4 @@ def _by_address(target: str) -> bool:
     """Whether `target` names a host by its address, which certificates seldom do."""
     if target.startswith(("ipv4:", "ipv6:")):
         return True
-    host = target.rsplit("/", 1)[-1].rpartition(":")[0].strip("[]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return is_address(target.rsplit("/", 1)[-1].rpartition(":")[0].strip("[]"))

@@ -13,8 +13,9 @@ from anyloop.transport.certificates import (
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Of one server between the services (make another for the next one): only who holds a certificate of the same authority gets through the handshake.
-    Every handshake uses the newest files; a connection keeps what it began with. Raises TransportError."""
+    """Of one server between the services (make another for the next one): only who holds a certificate of the same
+    authority gets through the handshake. Every handshake uses the newest files; a connection keeps what it began
+    with. Raises TransportError."""
     files = certificate_files(settings)
     return None if files is None else _rotating(files)
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
-from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from anyloop.config import Settings
@@ -17,10 +16,12 @@ from anyloop.log.spool import SpooledWriter
 from anyloop.media.store import MediaStore
 from anyloop.telemetry import context
 from anyloop.transport import open_channel
-from protos.anyloop.v1 import control_pb2, control_pb2_grpc, feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
+from protos.anyloop.v1 import feedback_pb2, policy_pb2, policy_pb2_grpc, types_pb2
 from services.gateway.answer_span import AnswerSpan
+from services.gateway.attempts import answered
 from services.gateway.errors import GatewayError, Status, from_rpc, invalid, not_found, unavailable, unknown_fields
 from services.gateway.feedback import FeedbackDesk
+from services.gateway.fleet import Fleet, described, everywhere
 from services.gateway.follower import ResponseFollower, log_identity
 from services.gateway.keys import Caller, KeyRing, Role
 from services.gateway.ledger import Ledger, LedgerError
@@ -59,9 +60,9 @@ class DataPlane:
             settings, settings.policy_target, service=POLICY_SERVICE, options=[_LARGEST_ANSWER]
         )
         self._policy = policy_pb2_grpc.PolicyServiceStub(self._policy_channel)
-        self._control_channels = {
-            "policy": open_channel(settings, settings.policy_control_target),
-            "critique": open_channel(settings, settings.critique_control_target),
+        self._fleets = {
+            "policy": Fleet(settings, settings.policy_control_target),
+            "critique": Fleet(settings, settings.critique_control_target),
         }
         self._started = time.monotonic()
         self._answering: set[str] = set()  # response ids whose answers run
@@ -74,8 +75,8 @@ class DataPlane:
     async def close(self) -> None:
         await asyncio.to_thread(self._follower.close)
         await asyncio.to_thread(self.feedback.close)
-        for channel in (self._policy_channel, *self._control_channels.values()):
-            await channel.close()
+        for connected in (self._policy_channel, *self._fleets.values()):
+            await connected.close()
         self.ledger.close()
 
     def admit(self, caller: Caller, role: Role) -> None:
@@ -167,11 +168,11 @@ class DataPlane:
         limit = self.settings.request_timeout_s
         seconds = min(limit, timeout_s) if timeout_s is not None else limit
         span = AnswerSpan(prepared)
-        call = self._policy.Generate(prepared, timeout=seconds, metadata=span.metadata)
+        answer = answered(lambda left: self._policy.Generate(prepared, timeout=left, metadata=span.metadata), seconds)
         self._answering.add(prepared.response_id)
         noted: asyncio.Task[None] | None = None  # the first token does not wait for the ledger, the end does
         try:
-            async for event in call:
+            async for event in answer:
                 kind = event.WhichOneof("event")
                 span.see(event)
                 if kind == "started" and not prepared.unlogged:
@@ -191,7 +192,7 @@ class DataPlane:
         finally:
             span.end()
             try:
-                call.cancel()
+                await answer.aclose()
                 if noted is not None:
                     await asyncio.wait([noted])
             finally:  # the wait may be cancelled as well
@@ -216,19 +217,17 @@ class DataPlane:
         return await self.feedback.submit(request, caller)
 
     async def models(self) -> list[str]:
-        """What may stand in `model`: the serving one's name, then the versions resident in the policy replica."""
-        replica = await self._replica("policy")
-        versions = [weights.version for weights in replica.weights] if replica else []
-        return [MODEL_NAME, *dict.fromkeys(versions)]
+        """What may stand in `model`: the serving one's name, then the versions resident in every policy replica."""
+        return [MODEL_NAME, *everywhere(await self._fleets["policy"].replicas())]
 
     async def loop_status(self) -> dict[str, Any]:
         """The loop at a glance: what serves, what was promoted, how much the log holds."""
         policy, critique, log = await asyncio.gather(
-            self._replica("policy"), self._replica("critique"), self._log_status.report()
+            self._fleets["policy"].replicas(), self._fleets["critique"].replicas(), self._log_status.report()
         )
         return {
-            "policy": _replica_status(policy),
-            "critique": _replica_status(critique),
+            "policy": described(policy),
+            "critique": described(critique),
             **log,
             "outbox": {
                 "bytes": self._outbox.pending_bytes,
@@ -273,23 +272,8 @@ class DataPlane:
             found.append(self._follower.trouble)
         return found
 
-    async def _replica(self, lineage: str) -> control_pb2.ReplicaStatus | None:
-        stub = control_pb2_grpc.ControlServiceStub(self._control_channels[lineage])
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            status: control_pb2.ReplicaStatus = await stub.GetStatus(
-                control_pb2.GetStatusRequest(), timeout=_STATUS_TIMEOUT_S
-            )
-            return status
-        return None
-
 
 def _taken() -> GatewayError:
     return GatewayError(
         Status.ALREADY_EXISTS, "this response_id is taken; leave it out and one is made", "response_id_taken"
     )
-
-
-def _replica_status(status: control_pb2.ReplicaStatus | None) -> dict[str, Any]:
-    if status is None:
-        return {"reachable": False}
-    return {"reachable": True, **MessageToDict(status, preserving_proto_field_name=True)}

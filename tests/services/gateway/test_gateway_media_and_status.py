@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from grpc_health.v1 import health_pb2
 
 from anyloop.media.formats import write_audio
 from anyloop.registry.announce import announce
