@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Rollouts of new versions over the 
 
 _GROUP, _VERSION, _PLURAL = "anyloop.dev", "v1alpha1", "policyrollouts"
 _COLOURS = {"Completed": "green", "Idle": "green", "RolledBack": "red", "Aborted": "red", "RollingBack": "red"}
+_NOTEWORTHY = {("Available", "False"), ("Degraded", "True"), ("Paused", "True"), ("Mixed", "True")}
 Name = Annotated[str, typer.Argument(help="A PolicyRollout; leave out where there is one.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
 Kubeconfig = Annotated[str, typer.Option(help="Default: KUBECONFIG, ~/.kube/config, or the pod's service account.")]
@@ -37,6 +38,9 @@ def list_rollouts(
     found = cluster.all(every)
     if as_json:
         print_json(found)
+        return
+    if not found:
+        console.print("No PolicyRollout" + ("." if every else f" in the namespace {cluster.namespace}: see -A."))
         return
     table = Table("namespace", "name", "phase", "stable", "target", "step", "on target", "message", box=None)
     for one in found:
@@ -184,7 +188,7 @@ def _print(rollout: dict[str, Any]) -> None:
         colour = {"Passed": "green", "Failed": "red"}.get(one["verdict"], "yellow")
         table.add_row(f"metric {one['name']}", f"[{colour}]{one['verdict']}[/]", escape(one.get("message", "")))
     for one in found.get("conditions", ()):
-        if (one["type"] in ("Degraded", "Paused", "Mixed")) == (one["status"] == "True"):
+        if (one["type"], one["status"]) in _NOTEWORTHY:
             told = ": ".join(part for part in (one["reason"], one.get("message", "")) if part)
             table.add_row(one["type"].lower(), one["status"], escape(told))
     for one in found.get("history", ()):
@@ -218,27 +222,27 @@ class _Cluster:
                 config.load_incluster_config(client_configuration=settings)
         except (config.ConfigException, OSError) as error:
             raise CommandError(f"No cluster to talk to: {error}. Give --kubeconfig", ExitCode.UNREACHABLE) from error
-        self._namespace = namespace or own or "default"
+        self.namespace = namespace or own or "default"
         self._api: CustomObjectsApi = client.CustomObjectsApi(client.ApiClient(settings))
 
     def all(self, every_namespace: bool = False) -> list[dict[str, Any]]:
         if every_namespace:
             answer = self._call(self._api.list_cluster_custom_object, _GROUP, _VERSION, _PLURAL)
         else:
-            answer = self._call(self._api.list_namespaced_custom_object, _GROUP, _VERSION, self._namespace, _PLURAL)
+            answer = self._call(self._api.list_namespaced_custom_object, _GROUP, _VERSION, self.namespace, _PLURAL)
         return list(answer["items"])
 
     def one(self, name: str) -> dict[str, Any]:
         if name:
             found: dict[str, Any] = self._call(
-                self._api.get_namespaced_custom_object, _GROUP, _VERSION, self._namespace, _PLURAL, name
+                self._api.get_namespaced_custom_object, _GROUP, _VERSION, self.namespace, _PLURAL, name
             )
             return found
         every = self.all()
         if len(every) != 1:
             names = ", ".join(one["metadata"]["name"] for one in every) or "none"
             code = ExitCode.USAGE if every else ExitCode.NOT_FOUND
-            raise CommandError(f"Name a PolicyRollout; in {self._namespace} there are: {names}", code)
+            raise CommandError(f"Name a PolicyRollout; in {self.namespace} there are: {names}", code)
         return every[0]
 
     def annotate(self, rollout: dict[str, Any], verb: str, about: str) -> None:
@@ -254,7 +258,7 @@ class _Cluster:
         try:
             return method(*arguments, _request_timeout=15)
         except self._refused as error:
-            raise _complaint(error, self._namespace) from error
+            raise _complaint(error, self.namespace) from error
         except HTTPError as error:
             raise CommandError(f"The cluster does not answer: {error}", ExitCode.UNREACHABLE) from error
 
