@@ -170,7 +170,7 @@ async def test_tokens_of_an_answer_count_also_when_the_client_goes_away(start: A
                 break
     for _ in range(100):
         reply = await world.http.post("/v1/chat/completions", json=SAYS, headers=headers)
-        if reply.status_code == 429:
+        if int(reply.headers.get("retry-after", 0)) > 60:  # the answer's end is noticed a moment after the client left
             break
         await asyncio.sleep(0.02)
     assert reply.status_code == 429
