@@ -78,7 +78,7 @@ class Fleet:
         self._backlog: dict[str, str] = {}
         self._mode, self._parallel = "", 1
         self._expected: dict[str, tuple[str, str]] = {}  # uid: the version that a replica was changed to, and by whom
-        self.failures: list[Failure] = []  # since they were taken last
+        self.failures: list[Failure] = []  # not dealt with yet
         self.lost: list[str] = []  # replicas that no longer serve what they were changed to
 
     async def observe(self, pods: Iterable[Pod], max_age: float) -> None:
@@ -137,17 +137,21 @@ class Fleet:
     def want(self, versions: Mapping[str, str], mode: str, parallel: int) -> None:
         """The version that each of these replicas (by uid) is to serve, from now on and instead of what was wanted
         before. `parallel` change at a time; changes that run are not broken off."""
-        self._backlog = dict(versions)
+        self._backlog = {uid: version for uid, version in versions.items() if self._changing(uid) != version}
         self._mode, self._parallel = mode, parallel
         self._fill()
 
-    def take_failures(self) -> list[Failure]:
-        taken, self.failures = self.failures, []
-        return taken
+    def changing_to(self, pod: Pod) -> str:
+        """The version that a replica is being changed to; empty while it is left alone."""
+        return self._changing(pod.uid)
 
-    def take_lost(self) -> list[str]:
-        taken, self.lost = self.lost, []
-        return taken
+    def _changing(self, uid: str) -> str:
+        return self._swaps[uid][0] if uid in self._swaps else ""
+
+    def settle(self, failures: int, lost: int) -> None:
+        """So many of the oldest `failures` and `lost` are dealt with."""
+        del self.failures[:failures]
+        del self.lost[:lost]
 
     async def close(self) -> None:
         """Breaks off what runs: a replica that is in the middle of a change finishes it by itself."""

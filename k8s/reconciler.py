@@ -92,7 +92,9 @@ class Reconciler:
         await self._reject_overtaken(key, world)
         decision = decide.decide(world)
         measured = list(memory.analysis.measurements.values()) if memory.analysis else _measured(rollout)
-        return await self._carry_out(key, rollout, world, decision, memory, measured)
+        again = await self._carry_out(key, rollout, world, decision, memory, measured)
+        memory.fleet.settle(len(world.failures), len(world.lost))
+        return again
 
     async def forget(self, key: Key) -> None:
         """The PolicyRollout is gone."""
@@ -151,8 +153,8 @@ class Reconciler:
             deleting="deletionTimestamp" in rollout["metadata"],
             rival=self._rival(key, rollout, spec),
             verdict=memory.analysis.verdict if memory.analysis is not None else Step(conclusive=False),
-            failures=fleet.take_failures(),
-            lost=fleet.take_lost(),
+            failures=tuple(fleet.failures),
+            lost=tuple(fleet.lost),
         )
 
     async def _measure(self, key: Key, spec: Spec, run: Run | None, memory: Memory, status: Mapping[str, Any]) -> None:
@@ -252,7 +254,11 @@ class Reconciler:
             fleet.want({}, spec.swap_mode, spec.max_swapping)
             return
         version, stable = decision.run.version, decision.run.stable
-        others = [pod for pod in in_order(fleet.usable) if fleet.version(pod) not in ("", version)]
+        others = [
+            pod
+            for pod in in_order(fleet.usable)
+            if fleet.version(pod) not in ("", version) and fleet.changing_to(pod) != version
+        ]
         others.sort(key=lambda pod: fleet.version(pod) == stable)  # those of a rollout before, first
         chosen = others[: decision.change]
         fleet.want({pod.uid: version for pod in chosen}, spec.swap_mode, spec.max_swapping)
