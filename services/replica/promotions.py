@@ -37,6 +37,7 @@ class Promotions:
         self._refused = ""
         self._good = ""
         self._serving = False
+        self._announced: dict[str, str] = {}  # version -> digest of its weights, as the log promoted it
         self._passing = ""  # the last fault that may pass: said once, not at every look
         self.wanted = ""  # the newest promotion, or what an operator activated after it
         self.failure = ""  # why the wanted version does not serve; empty when it does
@@ -46,7 +47,7 @@ class Promotions:
         loop = asyncio.get_running_loop()
 
         def promoted(event: events_pb2.CheckpointEvent) -> None:
-            loop.call_soon_threadsafe(self._want, event.version)
+            loop.call_soon_threadsafe(self._want, event.version, event.digest)
 
         watcher = CheckpointWatcher(log, promoted, lineages=(self._weights.lineage,)).start()
         try:
@@ -75,7 +76,7 @@ class Promotions:
     async def activate(self, version: str, mode: SwapMode) -> Switch:
         """By an operator's hand: stands until the next promotion. Raises as `Weights.activate`."""
         async with self._switching:
-            switch = await self._weights.activate(version, mode)
+            switch = await self._weights.activate(version, mode, self._announced.get(version, ""))
             self.wanted = self._good = version
             self.failure = self._refused = ""
             await self._say(True)
@@ -106,7 +107,8 @@ class Promotions:
             return
         await self._say(bool(self._good) and actual == self._good)
 
-    def _want(self, version: str) -> None:
+    def _want(self, version: str, digest: str = "") -> None:
+        self._announced = {self._good: self._announced.get(self._good, ""), version: digest}
         self.wanted = version
         self.failure = self._refused = ""
         self._wake.set()
@@ -114,7 +116,7 @@ class Promotions:
     async def _try(self, version: str) -> bool:
         wanted = self.wanted
         try:
-            await self._weights.activate(version)
+            await self._weights.activate(version, digest=self._announced.get(version, ""))
         except Exception as error:
             if not is_lasting(error):
                 if str(error) != self._passing:

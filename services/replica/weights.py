@@ -84,11 +84,14 @@ class Weights:
         async with self._changing:
             return (await self._load(version, serves=False))[0]
 
-    async def activate(self, version: str, mode: SwapMode = "") -> Switch:
-        """Makes a version the serving one, loading it where needed. Raises as `load`, and changes nothing then."""
+    async def activate(self, version: str, mode: SwapMode = "", digest: str = "") -> Switch:
+        """Makes a version the serving one, loading it where needed. Raises as `load`, and changes nothing then.
+
+        `digest` is what its promotion said of its weights: whoever can write to the registry writes manifests too.
+        """
         async with self._changing:
             try:
-                weights, loaded = await self._load(version, serves=True)
+                weights, loaded = await self._load(version, serves=True, announced=digest)
                 request = {"op": "activate", "version": version, "mode": mode}
                 answer = await self._host.call(self.lineage, request, timeout=SWITCH_SECONDS)
             except Exception:
@@ -117,9 +120,14 @@ class Weights:
         async with self._changing:
             await self._host.call(self.lineage, {"op": "unload", "version": version}, timeout=SWITCH_SECONDS)
 
-    async def _load(self, version: str, serves: bool) -> tuple[Resident, dict[str, Any]]:
+    async def _load(self, version: str, serves: bool, announced: str = "") -> tuple[Resident, dict[str, Any]]:
         """The host's answer beside what is resident now. What is to serve may push an idle staged version out."""
         manifest = await asyncio.to_thread(self._verified, version)
+        if announced and announced != manifest.weights_digest:
+            raise CheckpointError(
+                f"{version} was promoted with weights of digest {announced}, and the registry has "
+                f"{manifest.weights_digest}: they were changed since; find out by whom before you promote another"
+            )
         request: dict[str, Any] = {
             "op": "load",
             "version": version,

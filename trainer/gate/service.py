@@ -24,6 +24,7 @@ from trainer.gate.suite import Suite
 
 log = logging.getLogger(__name__)
 
+APPROVED = events_pb2.CheckpointEvent.STATE_APPROVED
 REJECTED = events_pb2.CheckpointEvent.STATE_REJECTED
 _PASSED = ("promoted", "approved")  # outcomes in a manifest
 POLL_S = 0.3
@@ -87,9 +88,11 @@ class Gate:
         return newest
 
     def _sweep(self) -> None:
-        """Takes from the replica what was rejected by a gate that was killed before it could."""
+        """Takes from the replica what was rejected by a gate that was killed before it could, and what it has let pass
+        that a rollout has rejected, or another approval overtaken: they would fill the replica's memory."""
         states = {event.version: event.state for event in self._announcements.of("policy")}
-        rejected = {version for version, state in states.items() if state == REJECTED}
+        in_rollout = self._announcements.approved("policy")
+        rejected = {one for one, state in states.items() if state in (APPROVED, REJECTED) and one != in_rollout}
         if rejected:
             asyncio.run(self._unstage(rejected))
 
@@ -100,6 +103,8 @@ class Gate:
         it is compared with; or what is on its way into service, where rollouts promote.
         """
         began = time.monotonic()
+        if self._gate.promotion == "rollout":
+            self._sweep()
         try:
             self._registry.verify(event.version)
         except CheckpointError as error:

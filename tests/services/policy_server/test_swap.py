@@ -120,6 +120,21 @@ async def test_a_corrupt_promotion_is_refused_and_the_old_weights_go_on(policy: 
     assert (await policy.until_serving(good)).swap_failure == ""
 
 
+async def test_weights_and_manifest_changed_after_the_decision_are_refused(policy: Running, other_omni: Path) -> None:
+    """Whoever can write to the registry can make files and manifest agree; the log knows what was decided on."""
+    version = publish_variant(policy.registry, "policy", other_omni, BASE)
+    announce(policy.log, "policy", version, PROMOTED, digest="0" * 64, decided_by="gate")
+    status = await policy.until(lambda status: status.swap_failure)
+    assert "they were changed since" in status.swap_failure
+    assert status.serving_version == BASE
+    assert await policy.health() == SERVING
+    code, details = await refused(policy.control.ActivateWeights(control_pb2.ActivateWeightsRequest(version=version)))
+    assert (code, "they were changed since" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    digest = policy.registry.manifest(version).weights_digest
+    announce(policy.log, "policy", version, PROMOTED, digest=digest, decided_by="ann")
+    assert (await policy.until_serving(version)).swap_failure == ""
+
+
 async def test_control_refuses_what_cannot_be_loaded_with_a_reason(policy: Running, other_omni: Path) -> None:
     version = publish_variant(policy.registry, "policy", other_omni, BASE)
     corrupt(policy, version)

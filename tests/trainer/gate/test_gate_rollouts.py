@@ -99,6 +99,14 @@ def test_a_rollback_of_the_rollout_meanwhile_makes_the_gate_compare_again(
     assert report["serving"] == BASE
 
 
+def test_what_a_rollout_has_rejected_leaves_the_replica_before_the_next_comparison(loop: Loop, gate: Gate) -> None:
+    assert decide_next(gate).promote
+    announce(loop.log, "policy", FIRST, "rejected", reason="errors", decided_by="rollout/prod/main")
+    candidate(loop)
+    assert decide_next(gate).promote
+    assert loop.services.resident == {BASE, SECOND}
+
+
 @pytest.mark.parametrize("state", ["approved", "promoted"])
 def test_what_another_has_let_pass_meanwhile_is_not_said_again(
     loop: Loop, gate: Gate, state: str, monkeypatch: pytest.MonkeyPatch
