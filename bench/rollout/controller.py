@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,16 @@ class Controller:
     """`with Controller(...) as controller: controller.kill()`. Starts at once."""
 
     def __init__(
-        self, folder: Path, kubeconfig: Path, namespace: str, log_url: str, identity: str = "a", **settings: str
+        self,
+        folder: Path,
+        kubeconfig: Path,
+        namespace: str,
+        log_url: str,
+        identity: str = "a",
+        command: Sequence[str] = (sys.executable, "-m", "k8s"),
+        pace: Mapping[str, str] = FAST,
     ) -> None:
+        self._command = command
         self._folder = folder
         self._identity = identity
         self._metrics, self._health = free_ports(2)
@@ -87,8 +96,7 @@ class Controller:
             "ANYLOOP_CONTROLLER_KUBECONFIG": str(kubeconfig),
             "ANYLOOP_CONTROLLER_NAMESPACE": namespace,
             "ANYLOOP_CONTROLLER_IDENTITY": identity,
-            **FAST,
-            **settings,
+            **pace,
         }
         self.child = self._start()
 
@@ -135,4 +143,4 @@ class Controller:
 
     def _start(self) -> Child:
         log = self._folder / f"controller-{self._identity}.log"
-        return Child([sys.executable, "-m", "k8s"], self._environment, log)
+        return Child(self._command, self._environment, log)

@@ -29,7 +29,7 @@ class ControlPlane:
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder).absolute()
-        self._token = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         etcd, peer, self._port = free_ports(3)
         built = programs()
         self._certificates = self._folder / "certificates"
@@ -48,7 +48,7 @@ class ControlPlane:
     @property
     def kubeconfig(self) -> Path:
         """Of a cluster administrator."""
-        return self.write_kubeconfig("admin", self._token)
+        return self.write_kubeconfig("admin", self.token)
 
     def write_kubeconfig(self, user: str, token: str, namespace: str = "default") -> Path:
         """A kubeconfig file for a bearer token. JSON is YAML."""
@@ -100,7 +100,7 @@ class ControlPlane:
             data=None if body is None else json.dumps(body).encode(),
             method=method,
             headers={
-                "Authorization": f"Bearer {token or self._token}",
+                "Authorization": f"Bearer {token or self.token}",
                 "Content-Type": content_type,
                 "Accept": accept,
             },
@@ -158,7 +158,7 @@ class ControlPlane:
 
     def _prepare(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n', encoding="utf-8")
+        (self._folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n', encoding="utf-8")
         key = self._folder / "service-accounts.key"
         if key.exists():
             return

@@ -31,14 +31,13 @@ class Stage:
     kubeconfig: Path
     began: int = field(default=0)  # announcements in the log before the test
 
-    def controller(self, identity: str = "a", **settings: str) -> Controller:
+    def controller(self, identity: str = "a") -> Controller:
         controller = Controller(
             self.folder,
             self.kubeconfig,
             self.rollouts.namespace,
             self.fleet.settings.effective_log_url,
             identity,
-            **settings,
         )
         return self.exits.enter_context(controller)
 
