@@ -43,7 +43,7 @@ def test_no_two_rules_have_one_name() -> None:
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning", "info")
-    assert len(alert["annotations"]["summary"]) <= 120
+    assert len(alert["annotations"]["summary"]) <= 130
     assert alert["annotations"]["description"].endswith(".")
     file, _, anchor = alert["annotations"]["runbook_url"].partition("#")
     assert file == "docs/operations.md"

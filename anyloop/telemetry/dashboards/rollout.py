@@ -126,7 +126,7 @@ def _swaps() -> list[Panel]:
         graph(
             "Swaps",
             "Weights exchanged, by replica, in five minutes.",
-            [(f"increase(anyloop_swap_stall_seconds_count{{{_POLICY}}}[5m])", "{{pod}}{{instance}}")],
+            [(f"increase(anyloop_swap_stall_seconds_count{{{_POLICY}}}[5m])", "{{pod}} {{instance}}")],
         ),
         graph(
             "Stall of a swap, p99",
@@ -144,7 +144,7 @@ def _swaps() -> list[Panel]:
         graph(
             "Swaps refused",
             "Weights that a replica could not verify or load. It serves the ones before.",
-            [(f"increase(anyloop_swap_failures_total{{{NS}}}[15m])", "{{model_name}} {{pod}}{{instance}}")],
+            [(f"increase(anyloop_swap_failures_total{{{NS}}}[15m])", "{{model_name}} {{pod}} {{instance}}")],
         ),
     ]
 
@@ -186,7 +186,7 @@ def _controller() -> list[Panel]:
         graph(
             "Leader",
             "Which controller holds the lease.",
-            [(f"anyloop_controller_is_leader{{{NS}}}", "{{pod}}{{instance}}")],
+            [(f"anyloop_controller_is_leader{{{NS}}}", "{{pod}} {{instance}}")],
             width=12,
             lines="stepAfter",
         ),

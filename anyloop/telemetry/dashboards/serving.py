@@ -97,7 +97,7 @@ def _answers() -> list[Panel]:
         graph(
             "Error rate of each replica",
             "Failures that are the replica's own. Above the line an alert fires.",
-            [(f'anyloop:request_failures:ratio_rate5m{{{NS}, model_name="policy"}}', "{{pod}}{{instance}}")],
+            [(f'anyloop:request_failures:ratio_rate5m{{{NS}, model_name="policy"}}', "{{pod}} {{instance}}")],
             unit="percentunit",
             limit=0.05,
         ),
@@ -154,7 +154,7 @@ def _engine() -> list[Panel]:
         graph(
             "Waiting, by replica",
             "One that stands out is slow, or gets more than its share.",
-            [(f"anyloop_num_requests_waiting{{{_POLICY}}}", "{{pod}}{{instance}}")],
+            [(f"anyloop_num_requests_waiting{{{_POLICY}}}", "{{pod}} {{instance}}")],
         ),
     ]
 
@@ -220,13 +220,13 @@ def _outbox() -> list[Panel]:
         graph(
             "Outboxes",
             "Bytes that the log has not taken. They grow while the log is away; at the bound answers go unlogged.",
-            [(f"anyloop_log_spool_bytes{{{NS}}}", "{{component}} {{pod}}{{instance}}")],
+            [(f"anyloop_log_spool_bytes{{{NS}}}", "{{component}} {{pod}} {{instance}}")],
             unit="bytes",
         ),
         graph(
             "Oldest event in the outboxes",
             "Above the line an alert fires.",
-            [(f"anyloop_log_spool_oldest_seconds{{{NS}}}", "{{component}} {{pod}}{{instance}}")],
+            [(f"anyloop_log_spool_oldest_seconds{{{NS}}}", "{{component}} {{pod}} {{instance}}")],
             unit="s",
             limit=120,
         ),
@@ -259,7 +259,7 @@ def _outbox() -> list[Panel]:
 
 
 def _machines() -> list[Panel]:
-    where = "{{component}} {{pod}}{{instance}}"
+    where = "{{component}} {{pod}} {{instance}}"
     ours = f"* on (namespace, pod, instance) group_left () anyloop_build_info{{{NS}}}"
     return [
         row("Processes"),
