@@ -36,6 +36,7 @@ class World:
     handled: str = ""  # the spec's version that was rolled out or given up last
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
+    deletion_seconds: float = 120.0  # longest that a deletion waits for replicas to go back
     rival: str = ""  # the older PolicyRollout of the same lineage
     verdict: verdicts.Step = field(default_factory=verdicts.Step)
     failures: Sequence[Failure] = ()
@@ -276,9 +277,10 @@ def _roll_back(world: World, run: Run) -> Decision:
     seen, waited = world.seen, world.now - run.progress
     left = seen.on_target + seen.swapping
     silent = seen.unreachable if waited < _LEFT_BEHIND_SECONDS else 0
+    patience = world.deletion_seconds if world.deleting else world.spec.progress_deadline
     message = f"{left} replicas still serve {run.version}, {seen.unreachable} do not answer: {run.reason}"
-    if (left or silent) and waited < world.spec.progress_deadline:
-        until = run.progress + (world.spec.progress_deadline if left else _LEFT_BEHIND_SECONDS)
+    if (left or silent) and waited < patience:
+        until = run.progress + (patience if left else min(patience, _LEFT_BEHIND_SECONDS))
         return Decision("RollingBack", "RollingBack", message, run, back=frozenset([run.version]), until=until)
     reason = run.reason if not left else f"{run.reason}; {left} replicas did not go back and are tried again"
     outcome = run.outcome or ROLLED_BACK

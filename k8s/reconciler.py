@@ -151,6 +151,7 @@ class Reconciler:
             handled=status.get("handledTarget", ""),
             annotations=rollout["metadata"].get("annotations") or {},
             deleting="deletionTimestamp" in rollout["metadata"],
+            deletion_seconds=self._settings.deletion_seconds,
             rival=self._rival(key, rollout, spec),
             verdict=memory.analysis.verdict if memory.analysis is not None else Step(conclusive=False),
             failures=tuple(fleet.failures),
