@@ -71,7 +71,7 @@ class Container:
         }
         (self._bundle / "config.json").write_text(json.dumps(config))
         # crun refuses machines with both versions of control groups, of which it is to use none: it sees the first.
-        alone = "mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; exec crun \"$@\""
+        alone = 'mountpoint -q /sys/fs/cgroup/unified && umount /sys/fs/cgroup/unified; exec crun "$@"'
         state = ["--root", str(work / "crun"), "--cgroup-manager=disabled"]
         self._crun = ["unshare", "--mount", "sh", "-c", alone, "crun", *state]
         with (self._bundle / "log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""Stand-ins for the base images where no registry can be reached: Debian from its archive, with what the real ones have.
+"""Stand-ins for the base images where no registry can be reached: Debian from its archive, set up as the real ones.
 
 They prove that our RUN steps work in such a system. They do not prove the real images: see docker/README.md.
 """
@@ -55,8 +55,9 @@ def python_image(buildah: Buildah, work: Path) -> str:
 
 
 def triton_image(buildah: Buildah, work: Path) -> str:
-    """NVIDIA's Triton image: a shared Python 3.12 of this machine, and the server of the `nvidia-pytriton` wheel laid out
-    as there. Raises FileNotFoundError when this machine has one of them not."""
+    """NVIDIA's Triton image: a shared Python 3.12 of this machine, and the server of the `nvidia-pytriton` wheel.
+
+    Raises FileNotFoundError when this machine lacks one of them."""
     if buildah.has(TRITON):
         return TRITON
     spec = importlib.util.find_spec("pytriton")

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class MediaNotFound(KeyError):
 
 class MediaCorrupted(MediaNotFound):
     """The stored bytes no longer have the hash they are stored under. Storing the medium again repairs it."""
+
+
+class MediaStoreError(OSError):
+    """The object store did not answer as one that works: away, no such bucket, wrong credentials."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,16 @@ def from_proto(reference: types_pb2.MediaRef) -> StoredMedia:
 
 
 class MediaStore:
-    """`url` is any fsspec URL (`file:///data/media`, `s3://bucket/media`). A local folder is created."""
+    """`url` is any fsspec URL (`file:///data/media`, `s3://bucket/media`). A local folder is created, a bucket is not.
+
+    An S3 store takes its endpoint, region and keys from the `AWS_*` variables or whatever else botocore reads. Every
+    method raises MediaStoreError while an object store is away or refuses.
+    """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = fsspec.core.url_to_fs(url)
+        self._url = url
+        # Other processes write too: a listing remembered from before would hide what they have stored since.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root = str(root).rstrip("/")
         self._local = "file" in _protocols(self._fs)
         if self._local:
@@ -93,7 +104,7 @@ class MediaStore:
         sha256 = hashlib.sha256(data).hexdigest()
         with contextlib.suppress(MediaNotFound):
             stored = self.describe(sha256)
-            if self._fs.size(self._path(sha256)) == len(data):
+            if self._size(sha256) == len(data):
                 return stored
         self._write(self._path(sha256), data)
         description = {"mime_type": mime_type, "size_bytes": len(data)}
@@ -104,7 +115,7 @@ class MediaStore:
         """Raises MediaNotFound, and MediaCorrupted when the bytes do not have this hash."""
         self._check(sha256)
         try:
-            data: bytes = self._fs.cat_file(self._path(sha256))
+            data = self._read(self._path(sha256))
         except FileNotFoundError as error:
             raise MediaNotFound(f"no medium {sha256} is stored") from error
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -115,10 +126,9 @@ class MediaStore:
         """Bytes `[begin, end)` as they are stored: a part cannot be checked against the hash. Raises MediaNotFound."""
         self._check(sha256)
         try:
-            data: bytes = self._fs.cat_file(self._path(sha256), start=begin, end=end)
+            return self._read(self._path(sha256), begin, end)
         except FileNotFoundError as error:
             raise MediaNotFound(f"no medium {sha256} is stored") from error
-        return data
 
     def location(self, sha256: str) -> str:
         """Where the bytes lie, for programs that read them by themselves: a path of this machine, or an fsspec URL.
@@ -132,7 +142,7 @@ class MediaStore:
         """Raises MediaNotFound."""
         self._check(sha256)
         try:
-            description = json.loads(self._fs.cat_file(self._path(sha256) + ".json"))
+            description = json.loads(self._read(self._path(sha256) + ".json"))
             mime_type, size = str(description["mime_type"]), int(description["size_bytes"])
             return StoredMedia(sha256, mime_type, size, modality_of(mime_type))
         except FileNotFoundError as error:
@@ -145,7 +155,7 @@ class MediaStore:
             self.describe(sha256)
         except MediaNotFound:
             return False
-        return bool(self._fs.exists(self._path(sha256)))
+        return self._size(sha256) is not None
 
     def _check(self, sha256: str) -> None:
         # Hashes come from clients: anything else must never become a path.
@@ -155,9 +165,36 @@ class MediaStore:
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
+    def _size(self, sha256: str) -> int | None:
+        with self._troubles(), contextlib.suppress(FileNotFoundError):
+            return int(self._fs.size(self._path(sha256)))
+        return None
+
+    def _read(self, path: str, begin: int | None = None, end: int | None = None) -> bytes:
+        with self._troubles():
+            data: bytes = self._fs.cat_file(path, start=begin, end=end)
+            return data
+
+    @contextlib.contextmanager
+    def _troubles(self) -> Iterator[None]:
+        """What goes wrong between this process and an object store, as one kind of error that says what to look at."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            message = f"{self._url} refused: {error}; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and its policies"
+            raise error if self._local else MediaStoreError(message) from error
+        except Exception as error:  # each kind of store has exceptions of its own
+            raise error if self._local else MediaStoreError(f"{self._url} does not answer: {error}") from error
+
     def _write(self, path: str, data: bytes) -> None:
         if not self._local:
-            self._fs.pipe_file(path, data)  # object stores publish an object whole or not at all
+            try:
+                with self._troubles():
+                    self._fs.pipe_file(path, data)  # object stores publish an object whole or not at all
+            except FileNotFoundError as error:
+                raise MediaStoreError(f"{self._url} takes nothing: {error}; create the bucket") from error
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,20 @@
 """Media on their way in: recognised by their bytes, decoded once within limits, then stored under their SHA-256."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 from anyloop.config import Settings
 from anyloop.media.formats import read_audio, read_image, read_video, sniff
 from anyloop.media.limits import MediaError, MediaLimits
-from anyloop.media.store import MediaNotFound, MediaStore, StoredMedia, modality_of, to_proto
+from anyloop.media.store import MediaNotFound, MediaStore, MediaStoreError, StoredMedia, modality_of, to_proto
 from anyloop.modality import Modality
 from protos.anyloop.v1 import types_pb2
-from services.gateway.errors import GatewayError, Status, invalid, not_found, too_large
+from services.gateway.errors import GatewayError, Status, invalid, not_found, too_large, unavailable
 from services.gateway.links import FROM_PROTO
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2**20  # larger files are sent in pieces
 _AT_ONCE = 2  # decoders running at the same time: each may hold a whole decoded medium
@@ -29,14 +33,19 @@ class MediaDesk:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ingest(self, data: bytes, expected: Modality | None = None, param: str | None = None) -> StoredMedia:
-        """Stores the file. Raises GatewayError: 400 broken or of another modality, 413 too large, 415 unknown."""
+        """Stores the file.
+
+        Raises GatewayError: 400 broken or of another modality, 413 too large, 415 unknown, 503 without the store.
+        """
         async with self._turns:
-            return await asyncio.to_thread(self._ingest, data, expected, param)
+            with _away():
+                return await asyncio.to_thread(self._ingest, data, expected, param)
 
     async def describe(self, sha256: str, param: str | None = None) -> StoredMedia:
-        """Raises GatewayError (404)."""
+        """Raises GatewayError (404, or 503 without the store)."""
         try:
-            return await asyncio.to_thread(self.store.describe, sha256)
+            with _away():
+                return await asyncio.to_thread(self.store.describe, sha256)
         except MediaNotFound as error:
             raise not_found(
                 f"no stored file has the SHA-256 {sha256[:80]!r}; upload it with POST /v1/media",
@@ -45,9 +54,10 @@ class MediaDesk:
             ) from error
 
     async def read(self, sha256: str) -> bytes:
-        """Raises GatewayError (404)."""
+        """Raises GatewayError (404, or 503 without the store)."""
         try:
-            return await asyncio.to_thread(self.store.get, sha256)
+            with _away():
+                return await asyncio.to_thread(self.store.get, sha256)
         except MediaNotFound as error:
             raise not_found(f"no stored file has the SHA-256 {sha256[:80]!r}", "media_not_found") from error
 
@@ -110,3 +120,12 @@ def _check_modality(stored: StoredMedia, expected: Modality | None, param: str) 
         raise invalid(
             f"the stored file is {stored.mime_type}, not {expected}; use the part type of its modality", param
         )
+
+
+@contextlib.contextmanager
+def _away() -> Iterator[None]:
+    try:
+        yield
+    except MediaStoreError as error:
+        log.error("the object store fails: %s", error)  # addresses and buckets are no client's business
+        raise unavailable("media cannot be stored or read at the moment; try again shortly", 5.0) from error

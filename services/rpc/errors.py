@@ -8,7 +8,7 @@ import grpc
 
 from anyloop.log.errors import LogError, SpoolFull
 from anyloop.media.limits import MediaError
-from anyloop.media.store import MediaNotFound
+from anyloop.media.store import MediaNotFound, MediaStoreError
 from anyloop.registry import CheckpointError
 from anyloop.sequence import LayoutError
 from services.hosts.interface import HostError
@@ -52,6 +52,8 @@ def as_rpc_error(error: Exception) -> RpcError:
         return RpcError(_CODES.get(error.code, grpc.StatusCode.INTERNAL), error.message, delay)
     if isinstance(error, MediaNotFound):
         return RpcError(grpc.StatusCode.NOT_FOUND, f"{error}; upload it first")
+    if isinstance(error, MediaStoreError):
+        return RpcError(grpc.StatusCode.UNAVAILABLE, f"media cannot be stored or read: {error}", 5000)
     if isinstance(error, MediaError | LayoutError):
         return invalid(str(error))
     if isinstance(error, CheckpointError):
