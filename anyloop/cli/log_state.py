@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyloop.cli.looking import missing_log
 
@@ -23,12 +23,14 @@ class LogState:
     events: dict[str, int] = field(default_factory=dict)
     lag: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
+    checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)  # by lineage, as `checkpoint_state` tells them
 
 
 def log_state(url: str) -> LogState:
     """Never raises for a log that is away, refuses, or does not exist."""
+    from anyloop.cli.checkpoint_state import checkpoint_state
     from anyloop.cli.replay.letters import GROUP as LETTERS_GROUP
-    from anyloop.log import FEEDBACK, RESPONSES, TOPICS, LogError, UnknownTopic
+    from anyloop.log import CHECKPOINTS, FEEDBACK, RESPONSES, TOPICS, LogError, UnknownTopic
 
     state = LogState(url)
     if (path := missing_log(url)) is not None:
@@ -44,6 +46,8 @@ def log_state(url: str) -> LogState:
                     state.events[spec.name] = sum(log.end_offsets(spec.name).values())
                 except UnknownTopic:
                     continue
+                if spec.name == CHECKPOINTS and state.events[spec.name]:
+                    state.checkpoints = {name: checkpoint_state(log, name) for name in ("policy", "critique")}
                 if spec.name in (RESPONSES, FEEDBACK):
                     state.lag[spec.name] = log.lag(TRAINER_GROUP, [spec.name])
             if not state.events:

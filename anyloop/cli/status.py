@@ -1,12 +1,12 @@
-"""`anyloop status`: is everything up, what serves, how far is the trainer behind, how far has it come."""
+"""`anyloop status`: is everything up, what serves where, how far is the trainer behind, what waits for whom."""
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from anyloop.cli.exits import ExitCode
 from anyloop.cli.output import JsonFlag, console, message_dict, print_json
@@ -15,81 +15,84 @@ from anyloop.config import Settings
 
 def status(
     url: Annotated[str, typer.Option("--url", help="The gateway (default: the one `anyloop up` runs here).")] = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks with --watch.")] = 2.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Health of the gateway and the replicas, versions in service, events in the log and the trainer's lag, what waits
-    in the outboxes, the trainer's last round.
+    """The whole loop on one screen: gateway, replicas with the weights they serve, decoders, the log and the trainer's
+    lag, what waits in the outboxes, the trainer's phase, the gate's last decision, a rollout in progress.
 
-    Exit code 3 when the gateway is not ready. With the log away the rest is shown all the same.
+    Exit code 3 when the gateway is not ready. Whatever is away is said to be, and the rest is shown all the same. With
+    --watch and --json: one document per line.
     """
-    from anyloop.cli.journal import Journal
-    from anyloop.cli.log_state import log_state, outboxes
-    from anyloop.cli.replicas import replica_status
-    from anyloop.cli.rest import GatewayClient
-    from anyloop.cli.runfile import addresses, gateway_url, log_url
+    from anyloop.cli.status_screen import screen
 
     settings = Settings()
+    if not watch:
+        report = look(settings, url)
+        if as_json:
+            print_json(report)
+        else:
+            console.print(screen(report, time.time()))
+        if not report["gateway"]["ready"]:
+            raise typer.Exit(ExitCode.UNREACHABLE)
+        return
+    try:
+        if as_json:
+            while True:
+                typer.echo(json.dumps(look(settings, url), ensure_ascii=False))
+                time.sleep(interval)
+        _watch(settings, url, interval)
+    except KeyboardInterrupt:
+        return
+
+
+def _watch(settings: Settings, url: str, interval: float) -> None:
+    from rich.live import Live
+
+    from anyloop.cli.status_screen import screen
+
+    with Live(screen(look(settings, url), time.time()), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(screen(look(settings, url), time.time()), refresh=True)
+
+
+def look(settings: Settings, url: str = "") -> dict[str, Any]:
+    """Everything that can be learned now. Raises CommandError on certificates that cannot be used."""
+    from anyloop.cli.journal import Journal
+    from anyloop.cli.log_state import log_state, outboxes
+    from anyloop.cli.probes import GrpcHealth
+    from anyloop.cli.replicas import fleet, replica_row
+    from anyloop.cli.rest import GatewayClient
+    from anyloop.cli.runfile import addresses, gateway_url, log_url, setting
+
     gateway = gateway_url(settings, url)
 
     def is_ready() -> bool:
         with GatewayClient(gateway) as client:
             return client.ready()
 
-    with ThreadPoolExecutor(4) as asking:  # whoever is away costs its own time limit, not the sum of all
+    with ThreadPoolExecutor(5) as asking:  # whoever is away costs its own time limit, not the sum of all
         ready = asking.submit(is_ready)
-        replicas = {name: asking.submit(replica_status, settings, name) for name in ("policy", "critique")}
+        asked = {name: asking.submit(fleet, settings, name) for name in ("policy", "critique")}
+        decoders = asking.submit(GrpcHealth(setting(settings, "decoder_target"), settings).ready)
         log = asking.submit(log_state, log_url(settings))
     described = addresses(settings)
-    report: dict[str, Any] = {
+    fleets = {name: one.result() for name, one in asked.items()}
+    journal = Journal(settings.home / "trainer" / "rounds.jsonl")
+    rounds = journal.rounds()
+    return {
         "gateway": {"url": gateway, "ready": ready.result()},
         "up": {"pid": described["pid"], "services": described["services"]} if described else None,
         "replicas": {
-            name: message_dict(reply) if (reply := asked.result()) else None for name, asked in replicas.items()
+            name: next((message_dict(status) for _, status in found if status is not None), None)
+            for name, found in fleets.items()
         },
+        "fleets": {name: [replica_row(*one) for one in found] for name, found in fleets.items()},
+        "decoders": {"address": setting(settings, "decoder_target"), "serving": decoders.result()},
         "log": asdict(log.result()),
         "outbox_bytes": outboxes(settings.home),
-        "last_round": next(reversed(Journal(settings.home / "trainer" / "rounds.jsonl").rounds()), None),
+        "last_round": rounds[-1] if rounds else None,
+        "trainer": {"rounds": len(rounds), "phase": journal.newest_phase(), "failures": journal.failures()[-1:]},
     }
-    if as_json:
-        print_json(report)
-    else:
-        _print(report)
-    if not report["gateway"]["ready"]:
-        raise typer.Exit(ExitCode.UNREACHABLE)
-
-
-def _print(report: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    gateway = report["gateway"]
-    table.add_row("gateway", "[green]ready[/]" if gateway["ready"] else "[red]not ready[/]", gateway["url"])
-    for name, replica in report["replicas"].items():
-        if replica is None:
-            table.add_row(name, "[red]no answer[/]", "")
-            continue
-        running, waiting = replica.get("requests_running", 0), replica.get("requests_waiting", 0)
-        state = "[yellow]draining[/]" if replica.get("draining") else "[green]serving[/]"
-        cache = int(replica.get("kv_cache_bytes", 0)) / 2**20
-        what = f"{replica.get('serving_version', '')}  {running} running, {waiting} waiting, {cache:.0f} MiB KV cache"
-        table.add_row(name, state, what)
-    _add_log(table, report["log"])
-    for name, waiting in report["outbox_bytes"].items():
-        if waiting:
-            table.add_row(f"outbox of {name}", f"[yellow]{waiting}[/]", "bytes on disk that the log does not have yet")
-    if last := report["last_round"]:
-        took = sum((last.get("seconds") or {}).values())
-        table.add_row("last round", str(last.get("outcome", "")), f"round {last.get('round')}, {took:.0f} s")
-    console.print(table)
-
-
-def _add_log(table: Table, log: dict[str, Any]) -> None:
-    if log["error"]:
-        table.add_row("log", "[red]no answer[/]", f"{escape(log['error'])}")
-        return
-    table.add_row("log", "[green]answers[/]", log["url"])
-    for topic, count in log["events"].items():
-        lag = log["lag"].get(topic)
-        behind = "" if lag is None else "; the trainer has read all" if not lag else f"; the trainer is {lag} behind"
-        table.add_row(topic, str(count), f"events{behind}")
-    for topic, count in log["dead_letters"].items():
-        if count:
-            table.add_row(topic, f"[red]{count}[/]", "dead letters: `anyloop replay --dead-letters --dry-run`")
