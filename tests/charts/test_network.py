@@ -150,5 +150,15 @@ def test_ports_that_arrows_end_at_are_ports_of_their_pods() -> None:
             assert int(number.split("-")[0]) in open_ports, f"{target}:{number}"
 
 
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("https://objects:9000", "443, 9000"), ("http://objects.storage.svc", "443, 80"), ("https://objects/", "443")],
+    ids=["own port", "http", "https"],
+)
+def test_an_object_stores_own_port_is_open(url: str, port: str) -> None:
+    values = {**WHOLE, "media": {"url": "s3://media", "s3": {"endpoint": url}}}
+    assert {ports for _, to, ports in allowed(render(values))[1] if to == "[objects]"} == {port}
+
+
 def test_policies_can_be_left_to_others() -> None:
     assert not of_kind(render({"networkPolicy": {"enabled": False}}), "NetworkPolicy")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from bench.rollout import controller
+from services.rpc.server import LIVENESS
 from tests.charts.rendering import ALL, containers, environment, of_kind, pod_specs, render, rendered
 
 PODS = [(name, component) for name in ALL for component in sorted(pod_specs(rendered(name)))]
@@ -55,6 +57,15 @@ def test_a_probe_asks_a_port_that_its_container_has(name: str, component: str) -
                     assert what["port"] in {*ports, *ports.values()}
 
 
+def test_a_replica_without_weights_or_log_is_left_running() -> None:
+    """Restarted, it would lose the weights that it still has: liveness asks only whether the process answers."""
+    for component in ("policy", "policy-lab", "critique", "decoders"):
+        (container,) = spec_of("defaults", component)["containers"]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["grpc"] == {"port": 8086, "service": LIVENESS}
+        assert container["readinessProbe"]["grpc"] == {"port": 8086}
+
+
 @pytest.mark.parametrize(("name", "component"), PODS)
 def test_every_mount_has_its_volume_and_all_that_is_written_has_one(name: str, component: str) -> None:
     objects = rendered(name)
@@ -80,6 +91,11 @@ def test_only_the_controller_can_talk_to_kubernetes(name: str, component: str) -
     spec = spec_of(name, component)
     assert spec["automountServiceAccountToken"] is (component == "controller")
     assert spec["serviceAccountName"] == ("anyloop-controller" if component == "controller" else "anyloop")
+
+
+def test_the_controllers_rights_are_those_that_its_tests_run_with() -> None:
+    (role,) = of_kind(rendered("defaults"), "Role")
+    assert role["rules"] == controller._RULES
 
 
 def test_the_controllers_rights_are_in_its_namespace_and_for_what_it_does() -> None:

@@ -36,7 +36,7 @@ The kubelet's probes come from the pod's own node, which network policies always
 - {from: controller, to: policy, ports: [50061, 9100]}
 - {from: controller, to: "[kubernetes]", ports: {{ .Values.networkPolicy.kubernetesPorts | toJson }}}
 {{- if .Values.rollouts.prometheus.url }}
-- {from: controller, to: "[prometheus]", ports: [{{ int .Values.rollouts.prometheus.port }}]}
+- {from: controller, to: "[prometheus]", ports: [{{ include "anyloop.urlPort" .Values.rollouts.prometheus.url }}]}
 {{- end }}
 {{- end }}
 {{- range concat (list "gateway") $replicas $learners (.Values.rollouts.enabled | ternary (list "controller") (list)) (.Values.bootstrap.enabled | ternary (list "bootstrap") (list)) }}
@@ -44,14 +44,14 @@ The kubelet's probes come from the pod's own node, which network policies always
 {{- end }}
 {{- if or .Values.media.url (and .Values.bootstrap.enabled .Values.model.source) }}
 {{- range concat (list "gateway" "decoders") $replicas $learners (.Values.bootstrap.enabled | ternary (list "bootstrap") (list)) }}
-- {from: {{ . }}, to: "[objects]", ports: {{ $.Values.networkPolicy.objectStoragePorts | toJson }}}
+- {from: {{ . }}, to: "[objects]", ports: {{ include "anyloop.objectPorts" $ }}}
 {{- end }}
 {{- end }}
 {{- range $component := (include "anyloop.components" . | fromYamlArray) }}
 {{- if not (has $component (list "kafka" "bootstrap")) }}
 - {from: "[monitoring]", to: {{ $component }}, ports: [9100{{ if and (eq $.Values.host "triton") (has $component (concat $replicas (list "decoders"))) }}, 8002{{ end }}]}
 {{- if $.Values.tracing.endpoint }}
-- {from: {{ $component }}, to: "[collector]", ports: [{{ int $.Values.tracing.port }}]}
+- {from: {{ $component }}, to: "[collector]", ports: [{{ include "anyloop.urlPort" $.Values.tracing.endpoint }}]}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -82,6 +82,19 @@ The kubelet's probes come from the pod's own node, which network policies always
 {{- if .Values.bootstrap.enabled }}
 - bootstrap
 {{- end }}
+{{- end -}}
+
+{{/* The port of a URL: its own, or that of its scheme. */}}
+{{- define "anyloop.urlPort" -}}
+{{- $own := regexFind ":[0-9]+$" (urlParse .).host -}}
+{{- if $own }}{{ trimPrefix ":" $own }}{{ else }}{{ hasPrefix "https" . | ternary 443 80 }}{{ end -}}
+{{- end -}}
+
+{{- define "anyloop.objectPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.networkPolicy.objectStoragePorts }}{{ $ports = append $ports (int .) }}{{ end -}}
+{{- with .Values.media.s3.endpoint }}{{ $ports = append $ports (include "anyloop.urlPort" . | int) }}{{ end -}}
+{{ uniq $ports | toJson }}
 {{- end -}}
 
 {{/* The ports of an arrow as a NetworkPolicy wants them. */}}

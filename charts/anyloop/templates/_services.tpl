@@ -1,13 +1,14 @@
 {{/* Containers of the services: probes, and the model server beside them. */}}
 
-{{/* A service that does not serve yet, or not any more, is not a dead one: only readiness asks for SERVING. */}}
+{{/* A service that does not serve yet, or not any more, is not a dead one: `liveness` says that the process answers, and
+only readiness asks whether it serves. */}}
 {{- define "anyloop.grpcProbes" -}}
 startupProbe:
-  tcpSocket: {port: health}
+  grpc: {port: 8086, service: liveness}
   periodSeconds: 5
   failureThreshold: {{ int .root.Values.startupAttempts }}
 livenessProbe:
-  tcpSocket: {port: health}
+  grpc: {port: 8086, service: liveness}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
