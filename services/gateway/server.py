@@ -22,6 +22,7 @@ from services.gateway.keys import KeyRing
 from services.outbox import open_outbox
 
 logger = logging.getLogger(__name__)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FLUSH_S = 1.0  # for the last feedback to reach the log; what remains waits on the disk for the next start
 
 
@@ -73,6 +74,10 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         plane.start()
+        if keys.local and settings.bind not in _LOOPBACK:
+            logger.warning(
+                "everybody who reaches %s may generate, give feedback and look: set ANYLOOP_KEYS_FILE", settings.bind
+            )
         if settings.keys_file is not None:
             watcher = KeysWatcher(settings.keys_file, keys, log, settings.keys_reload_s)
             cleanup.callback(watcher.close)

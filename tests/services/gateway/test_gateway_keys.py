@@ -229,3 +229,11 @@ async def test_a_key_for_its_own_answers_speaks_of_no_others(start: Any, tmp_pat
     assert await say("a", conversation_id="shared") == refused
     assert await say("a", response_id=ids["a"], preferred_over=ids["b"]) == refused
     assert await say("critic", response_id=ids["b"]) == (200, ""), "who may speak of any still does"
+
+
+@pytest.mark.parametrize(("bind", "warns"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_a_gateway_open_to_others_without_keys_says_so(
+    start: Any, caplog: pytest.LogCaptureFixture, bind: str, warns: bool
+) -> None:
+    await start(bind=bind)
+    assert any("set ANYLOOP_KEYS_FILE" in line for line in caplog.messages) is warns
