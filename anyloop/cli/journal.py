@@ -21,9 +21,29 @@ class Journal:
         phases = [record["phase"] for record in self._records() if record.get("event") == "phase"]
         return str(phases[-1]) if phases else ""
 
+    def under_way(self) -> tuple[int, list[str]] | None:
+        """The round that has not ended yet, with the phases of it that have; None between rounds."""
+        phases: list[dict[str, Any]] = []
+        for record in self._records():
+            if record.get("event") == "phase":
+                phases = [*phases, record] if phases and phases[-1]["round"] == record["round"] else [record]
+            elif record.get("event") in ("round", "failure"):
+                phases = []
+        return (int(phases[0]["round"]), [str(record["phase"]) for record in phases]) if phases else None
+
     def failures(self) -> list[str]:
         """Why rounds failed, oldest first; the trainer tries a failed round again."""
         return [str(record.get("reason")) for record in self._records() if record.get("event") == "failure"]
+
+    def trouble(self) -> str:
+        """Why the round that is being tried has failed; empty when none has since the last one that ended."""
+        why = ""
+        for record in self._records():
+            if record.get("event") == "failure":
+                why = str(record.get("reason"))
+            elif record.get("event") == "round":
+                why = ""
+        return why
 
     def _records(self) -> list[dict[str, Any]]:
         try:

@@ -81,7 +81,7 @@ def look(settings: Settings, url: str = "") -> dict[str, Any]:
     described = addresses(settings)
     fleets = {name: one.result() for name, one in asked.items()}
     journal = Journal(settings.home / "trainer" / "rounds.jsonl")
-    rounds = journal.rounds()
+    rounds, under_way = journal.rounds(), journal.under_way()
     return {
         "gateway": {"url": gateway, "ready": ready.result()},
         "up": {"pid": described["pid"], "services": described["services"]} if described else None,
@@ -94,5 +94,10 @@ def look(settings: Settings, url: str = "") -> dict[str, Any]:
         "log": asdict(log.result()),
         "outbox_bytes": outboxes(settings.home),
         "last_round": rounds[-1] if rounds else None,
-        "trainer": {"rounds": len(rounds), "phase": journal.newest_phase(), "failures": journal.failures()[-1:]},
+        "trainer": {
+            "rounds": len(rounds),
+            "under_way": {"round": under_way[0], "ended": under_way[1]} if under_way else None,
+            "failure": journal.trouble(),
+            "expected": described is not None and any(one["name"] == "trainer" for one in described["services"]),
+        },
     }

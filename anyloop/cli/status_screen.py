@@ -138,17 +138,18 @@ def _outboxes(waiting: dict[str, int]) -> Iterator[Row]:
 
 
 def _trainer(report: dict[str, Any]) -> Iterator[Row]:
+    """Its journal is on the machine where it runs: elsewhere only the lag tells of it."""
     trainer, last = report["trainer"], report["last_round"]
-    if not (trainer["phase"] or last):
-        return
-    told = []
+    if trainer["under_way"]:
+        ended = ", ".join(trainer["under_way"]["ended"])
+        yield "trainer", f"[green]round {trainer['under_way']['round']}[/]", f"so far: {escape(ended)}"
+    elif last or trainer["expected"]:
+        yield "trainer", "waits", "for enough feedback"
     if last:
-        told.append(f"round {last.get('round')} {last.get('outcome', '')} in {_seconds(last):.0f} s")
-    if trainer["rounds"] > 1:
-        told.append(f"{trainer['rounds']} rounds so far")
-    yield "trainer", escape(trainer["phase"] or "between rounds"), "; ".join(told)
-    if trainer["failures"] and not last:
-        yield "", "[red]failed[/]", escape(trainer["failures"][-1])
+        outcome = escape(str(last.get("outcome", "")))
+        yield "  last round", outcome, f"round {last.get('round')}, {_seconds(last):.0f} s"
+    if trainer["failure"]:
+        yield "  its last try", "[red]failed[/]", escape(trainer["failure"])
 
 
 def _seconds(last: dict[str, Any]) -> float:
