@@ -115,7 +115,7 @@ def test_the_trainers_round_and_its_last_failure() -> None:
     failed = {"rounds": 0, "under_way": None, "failure": "the disk is full", "expected": True}
     assert lines(report(trainer=failed))[-2:] == [
         "trainer waits for enough feedback",
-        "last failure failed the disk is full",
+        "its last try failed the disk is full",
     ]
 
 
