@@ -142,6 +142,37 @@ def test_triton_starts_before_its_service_and_ends_after_it() -> None:
     assert not [part for part, spec in pod_specs(rendered("laptop")).items() if "initContainers" in spec]
 
 
+def test_triton_reads_weights_and_is_told_no_secret() -> None:
+    objects = rendered("many-nodes")
+    for component in ("policy", "policy-lab", "critique", "decoders"):
+        spec = pod_specs(objects)[component]
+        (sidecar,), (service,) = spec["initContainers"], spec["containers"]
+        secret = {volume["name"] for volume in spec["volumes"] if "secret" in volume}
+        assert {mount["name"] for mount in service["volumeMounts"]} & secret
+        mounts = {mount["name"]: mount for mount in sidecar["volumeMounts"]}
+        assert not set(mounts) & secret
+        assert mounts["registry"]["readOnly"] is True
+        assert "env" not in sidecar
+
+
+def test_only_those_who_make_or_name_versions_can_change_the_registry() -> None:
+    writers, readers = set(), set()
+    for component, spec in pod_specs(rendered("defaults")).items():
+        for container in containers(spec):
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] == "registry":
+                    (readers if mount.get("readOnly") else writers).add(f"{component}/{container['name']}")
+    assert {name.split("/")[0] for name in writers} == {
+        "policy",
+        "policy-lab",
+        "critique",
+        "trainer",
+        "gate",
+        "bootstrap",
+    }
+    assert readers == {"gateway/gateway", "policy/triton", "policy-lab/triton", "critique/triton"}
+
+
 def test_the_accelerator_belongs_to_the_process_with_the_model() -> None:
     gpu = {"nvidia.com/gpu": 1}
     spec = spec_of("one-gpu-node", "policy")

@@ -117,18 +117,21 @@ lifecycle:
 resources: {{- toYaml $resources | nindent 2 }}
 {{- end -}}
 
+{{/* Each container gets what it needs: Triton reads weights and no secrets, the gateway and the decoders change none. */}}
 {{- define "anyloop.mounts" -}}
 {{- $c := .component -}}
+{{- $triton := eq (default "" .container) "triton" -}}
 - {name: home, mountPath: /var/lib/anyloop}
 - {name: tmp, mountPath: /tmp}
-{{- if ne $c "controller" }}
-- {name: registry, mountPath: /var/lib/anyloop-registry}
-{{- if not .root.Values.media.url }}
-- {name: media, mountPath: /var/lib/anyloop-media}
-{{- end }}
+{{- if include "anyloop.usesRegistry" . }}
+- {name: registry, mountPath: /var/lib/anyloop-registry{{ if or $triton (has $c (list "gateway" "decoders")) }}, readOnly: true{{ end }}}
 {{- end }}
 {{- if and .root.Values.model.existingClaim (ne $c "controller") }}
 - {name: model, mountPath: /var/lib/anyloop-model{{ if ne $c "bootstrap" }}, readOnly: true{{ end }}}
+{{- end }}
+{{- if not $triton }}
+{{- if include "anyloop.usesMedia" . }}
+- {name: media, mountPath: /var/lib/anyloop-media}
 {{- end }}
 {{- if and .root.Values.tls.enabled (ne $c "bootstrap") }}
 - {name: tls, mountPath: /etc/anyloop/tls, readOnly: true}
@@ -139,6 +142,19 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- if and (eq $c "gateway") .root.Values.auth.existingSecret }}
 - {name: keys, mountPath: /etc/anyloop/keys, readOnly: true}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "anyloop.usesRegistry" -}}
+{{- if or (not (has .component (list "decoders" "controller"))) (and (eq .component "decoders") (hasPrefix "/var/lib/anyloop-registry" .root.Values.model.path)) -}}
+yes
+{{- end -}}
+{{- end -}}
+
+{{- define "anyloop.usesMedia" -}}
+{{- if not (or .root.Values.media.url (has .component (list "controller" "bootstrap"))) -}}
+yes
+{{- end -}}
 {{- end -}}
 
 {{/* `home` is not among them where a volume claim template makes it. */}}
@@ -146,13 +162,13 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- $c := .component -}}
 - name: tmp
   emptyDir: {sizeLimit: {{ .root.Values.scratchSize }}}
-{{- if ne $c "controller" }}
+{{- if include "anyloop.usesRegistry" . }}
 - name: registry
   persistentVolumeClaim: {claimName: {{ include "anyloop.registryClaim" .root | quote }}}
-{{- if not .root.Values.media.url }}
+{{- end }}
+{{- if include "anyloop.usesMedia" . }}
 - name: media
   persistentVolumeClaim: {claimName: {{ include "anyloop.mediaClaim" .root | quote }}}
-{{- end }}
 {{- end }}
 {{- if and .root.Values.model.existingClaim (ne $c "controller") }}
 - name: model

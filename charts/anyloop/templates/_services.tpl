@@ -34,7 +34,11 @@ answers can be finished. Its gRPC and HTTP ports listen on the pod's loopback on
     {{- end }}
     - --address=127.0.0.1
     - --metrics-address=0.0.0.0
-  {{- include "anyloop.environment" . | nindent 2 }}
+  envFrom:
+    - configMapRef: {name: {{ include "anyloop.name" . }}}
+  {{- with $values.extraEnv }}
+  env: {{- toYaml . | nindent 4 }}
+  {{- end }}
   ports:
     - {name: triton-metrics, containerPort: 8002}
   {{- include "anyloop.containerSecurity" . | nindent 2 }}
@@ -49,7 +53,7 @@ answers can be finished. Its gRPC and HTTP ports listen on the pod's loopback on
     timeoutSeconds: 5
     failureThreshold: 6
   volumeMounts:
-    {{- include "anyloop.mounts" . | nindent 4 }}
+    {{- include "anyloop.mounts" (merge (dict "container" "triton") .) | nindent 4 }}
     # The Python backend moves tensors through shared memory; a container's own has 64 MiB.
     - {name: shm, mountPath: /dev/shm}
 {{- end -}}

@@ -36,9 +36,9 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_METRICS_PORT" "9100" -}}
 {{- $_ := set $s "ANYLOOP_LOG_LEVEL" $root.Values.logLevel -}}
 {{- $_ := set $s "PYTHONUNBUFFERED" "1" -}}
+{{- if include "anyloop.usesRegistry" . -}}{{- $_ := set $s "ANYLOOP_REGISTRY_DIR" "/var/lib/anyloop-registry" -}}{{- end -}}
 {{- if ne $c "controller" -}}
-{{- $_ := set $s "ANYLOOP_REGISTRY_DIR" "/var/lib/anyloop-registry" -}}
-{{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}
+{{- if ne $c "bootstrap" -}}{{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}{{- end -}}
 {{- if $root.Values.media.s3.endpoint -}}{{- $_ := set $s "AWS_ENDPOINT_URL" $root.Values.media.s3.endpoint -}}{{- end -}}
 {{- if $root.Values.media.s3.region -}}{{- $_ := set $s "AWS_DEFAULT_REGION" $root.Values.media.s3.region -}}{{- end -}}
 {{- end -}}
