@@ -31,8 +31,9 @@ class Observation:
 
 @dataclass
 class Attempt:
-    """Changes that failed on one replica."""
+    """Changes to one version that failed on one replica."""
 
+    version: str = ""
     failures: int = 0
     not_before: float = 0.0
 
@@ -76,9 +77,10 @@ class Fleet:
         self._attempts: dict[str, Attempt] = {}
         self._swaps: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._backlog: dict[str, str] = {}
-        self._mode, self._parallel = "", 1
+        self._mode, self._parallel, self._digest = "", 1, ""
         self._expected: dict[str, tuple[str, str]] = {}  # uid: the version that a replica was changed to, and by whom
         self.failures: list[Failure] = []  # not dealt with yet
+        self.trouble = ""  # why the last change failed; empty when it did not
         self.lost: list[str] = []  # replicas that no longer serve what they were changed to
 
     async def observe(self, pods: Iterable[Pod], max_age: float) -> None:
@@ -134,11 +136,12 @@ class Fleet:
         errors = [seen.error for pod in self.unreachable if (seen := self._seen.get(pod.uid))]
         return errors[0] if errors else ""
 
-    def want(self, versions: Mapping[str, str], mode: str, parallel: int) -> None:
+    def want(self, versions: Mapping[str, str], mode: str, parallel: int, digest: str = "") -> None:
         """The version that each of these replicas (by uid) is to serve, from now on and instead of what was wanted
-        before. `parallel` change at a time; changes that run are not broken off."""
+        before. `parallel` change at a time; changes that run are not broken off. `digest`: what the log announced of
+        the weights; a replica that proves another one was given other weights under the same name."""
         self._backlog = {uid: version for uid, version in versions.items() if self._changing(uid) != version}
-        self._mode, self._parallel = mode, parallel
+        self._mode, self._parallel, self._digest = mode, parallel, digest
         self._fill()
 
     def changing_to(self, pod: Pod) -> str:
@@ -200,13 +203,17 @@ class Fleet:
             pod = self._pods.get(uid)
             if pod is None or not pod.usable or uid in self._swaps:
                 continue
-            if self._attempts.get(uid, Attempt()).not_before > now:
+            if self._attempt(uid, version).not_before > now:
                 continue
             del self._backlog[uid]
-            self._swaps[uid] = (version, asyncio.create_task(self._swap(pod, version)))
+            self._swaps[uid] = (version, asyncio.create_task(self._swap(pod, version, self._digest)))
 
-    async def _swap(self, pod: Pod, version: str) -> None:
-        attempt = self._attempts.setdefault(pod.uid, Attempt())
+    def _attempt(self, uid: str, version: str) -> Attempt:
+        attempt = self._attempts.get(uid)
+        return attempt if attempt is not None and attempt.version == version else Attempt(version)
+
+    async def _swap(self, pod: Pod, version: str, digest: str) -> None:
+        attempt = self._attempts[pod.uid] = self._attempt(pod.uid, version)
         self._expected.pop(pod.uid, None)
         try:
             async with self._limits.calls, asyncio.timeout(self._limits.swap_seconds):
@@ -214,11 +221,19 @@ class Fleet:
             self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), served)
             self._expected[pod.uid] = (version, pod.incarnation)
             self._attempts.pop(pod.uid, None)
+            self.trouble = ""
+            if digest and served.digest and served.digest != digest:
+                raise ReplicaError(
+                    f"{pod.name} proves digest {served.digest} for {version}, the log announced {digest}: the "
+                    "registry was changed",
+                    Fault.REFUSED,
+                )
         except (ReplicaError, TimeoutError) as error:
             fault = error.fault if isinstance(error, ReplicaError) else Fault.AWAY
             message = str(error) or f"{pod.name} did not change its weights within {self._limits.swap_seconds:g} s"
             attempt.not_before = self._clock() + min(_FIRST_WAIT * 2**attempt.failures, _LONGEST_WAIT)
             attempt.failures += 1
+            self.trouble = message
             self.failures.append(Failure(pod.name, version, fault, message))
             self._seen.pop(pod.uid, None)
             logger.warning("%s was not changed to %s: %s", pod.name, version, message, extra={"fault": fault})

@@ -262,7 +262,8 @@ class Reconciler:
         ]
         others.sort(key=lambda pod: fleet.version(pod) == stable)  # those of a rollout before, first
         chosen = others[: decision.change]
-        fleet.want({pod.uid: version for pod in chosen}, spec.swap_mode, spec.max_swapping)
+        digest = world.lineage.digest(version)
+        fleet.want({pod.uid: version for pod in chosen}, spec.swap_mode, spec.max_swapping, digest)
 
     def _next_look(self, world: World, decision: Decision, memory: Memory, status_in: float) -> float:
         idle = decision.run is None and not decision.back

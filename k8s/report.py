@@ -75,6 +75,8 @@ def _conditions(world: World, decision: Decision, fleet: Fleet, log_failure: str
         degraded = Condition("Degraded", True, decision.reason, decision.message)
     elif seen.unreachable:
         degraded = Condition("Degraded", True, "ReplicasUnreachable", fleet.why_unreachable)
+    elif moving and fleet.trouble:
+        degraded = Condition("Degraded", True, "ChangeFailed", fleet.trouble)
     elif failing := [pod.name for pod in fleet.usable if (served := fleet.served(pod)) and served.failure]:
         served = fleet.served(next(pod for pod in fleet.usable if pod.name == failing[0]))
         why = f"{len(failing)} replicas could not switch, the first is {failing[0]}: {served.failure if served else ''}"

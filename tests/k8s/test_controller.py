@@ -1,6 +1,7 @@
 """The whole controller over the ports in memory and a real log: what it does to the fleet, the log and the API."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -324,3 +325,17 @@ async def test_calls_to_the_api_do_not_grow_with_the_fleet(stage: Stage) -> None
     assert calls["watch pods"] == 1
     assert calls["update_status policyrollouts"] <= 20
     assert calls["patch policyrollouts"] <= 2
+
+
+async def test_a_replica_that_cannot_be_changed_now_is_named_in_the_status(stage: Stage) -> None:
+    await stage.set_up(2, progressDeadlineSeconds=60)
+    async with stage.controller():
+        await until(lambda: stage.phase == "Idle")
+        stage.replicas.away = {"policy-1"}
+        stage.approve("v2")
+        await until(lambda: "nobody there" in json.dumps(stage.status.get("conditions", "")))
+        assert stage.phase == "Progressing"
+        stage.replicas.away = set()
+        await until(lambda: stage.phase == "Completed")
+    degraded = next(one for one in stage.status["conditions"] if one["type"] == "Degraded")
+    assert degraded["status"] == "False"

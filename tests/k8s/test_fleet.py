@@ -164,3 +164,15 @@ async def test_replicas_that_do_not_answer_are_unreachable_and_serve_nothing_kno
     assert [pod.name for pod in stage.fleet.unreachable] == ["policy-0"]
     assert "nobody there" in stage.fleet.why_unreachable
     assert stage.fleet.versions == {"v1": 1}
+
+
+async def test_other_weights_under_the_announced_name_are_refused(replicas: SimulatedFleet) -> None:
+    stage = Stage(replicas)
+    await stage.fleet.observe(pods(2), 5.0)
+    stage.fleet.want({"uid-0": "v2"}, "", 1, digest="digest of v2")
+    await stage.settle()
+    assert stage.fleet.failures == []
+    stage.fleet.want({"uid-1": "v2"}, "", 1, digest="what the gate has seen")
+    await stage.settle()
+    assert [failure.fault for failure in stage.fleet.failures] == [Fault.REFUSED]
+    assert "the log announced what the gate has seen" in stage.fleet.failures[0].message
