@@ -26,6 +26,8 @@ def main() -> None:
         RuntimeError,
     ) as error:  # grpc raises RuntimeError on a taken port
         sys.exit(f"gateway: {error}")
+    except KeyboardInterrupt:  # before there was anything to finish
+        pass
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -10,9 +12,32 @@ Result = TypeVar("Result")
 
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
-    """`asyncio.run` on the fastest loop there is."""
+    """`asyncio.run` on the fastest loop there is.
+
+    SIGTERM ends `main` like Ctrl-C, with KeyboardInterrupt, until `main` handles it in a way of its own: the first
+    process of a container ignores a signal that it does not handle, and would wait for the model host until killed.
+    """
+    told = threading.Event()
+
+    async def interruptible() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(running: asyncio.Task[Any]) -> None:
+            told.set()
+            running.cancel()
+
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop, task)
+        return await main
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main)
+        try:
+            return runner.run(interruptible())
+        except asyncio.CancelledError:
+            if told.is_set():
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
