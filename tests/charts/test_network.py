@@ -13,6 +13,7 @@ DOCUMENT = ROOT / "docs" / "kubernetes.md"
 WHOLE = {
     "trainer": {"nodes": 2, "home": {"accessModes": ["ReadWriteMany"]}},
     "media": {"url": "s3://media"},
+    "model": {"source": "s3://models/base", "path": "/var/lib/anyloop-registry/.base"},
     "rollouts": {"prometheus": {"url": "http://prometheus:9090"}},
     "tracing": {"endpoint": "http://collector:4317"},
     "networkPolicy": {

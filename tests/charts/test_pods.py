@@ -170,7 +170,7 @@ def test_only_those_who_make_or_name_versions_can_change_the_registry() -> None:
         "gate",
         "bootstrap",
     }
-    assert readers == {"gateway/gateway", "policy/triton", "policy-lab/triton", "critique/triton"}
+    assert readers == {"policy/triton", "policy-lab/triton", "critique/triton"}
 
 
 def test_the_accelerator_belongs_to_the_process_with_the_model() -> None:

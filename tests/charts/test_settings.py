@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from anyloop.config import Settings
 from anyloop.log.kafka_settings import KafkaAddress, KafkaSettings
 from k8s.config import ControllerSettings
-from tests.charts.rendering import ALL, EXAMPLES, environment, example, pod_specs, render, rendered
+from tests.charts.rendering import ALL, EXAMPLES, ROOT, environment, example, pod_specs, render, rendered
 from trainer.config import TrainerSettings
 from trainer.gate.config import GateSettings
 
@@ -121,8 +121,27 @@ def test_a_components_settings_win_over_those_of_all_and_both_over_the_charts() 
 def test_secrets_are_referred_to_and_never_rendered() -> None:
     objects = rendered("many-nodes")
     assert not [each for each in objects if each["kind"] == "Secret"]
-    given = environment(objects, "trainer")
+    given = environment(objects, "gate")
     assert given["ANYLOOP_KAFKA_SASL_PASSWORD"] == "secret:anyloop-kafka/password"
     assert given["AWS_SECRET_ACCESS_KEY"] == "secret:anyloop-objects/secret-access-key"
     assert not [name for name in environment(objects, "decoders") if "KAFKA" in name]
-    assert not [name for name in environment(objects, "controller") if name.startswith("AWS")]
+    told = {part for part in pod_specs(objects) if [name for name in environment(objects, part) if "AWS" in name]}
+    assert told == {"gateway", "decoders", "gate", "bootstrap"}
+
+
+def test_those_who_open_the_media_store_have_it_and_nobody_else() -> None:
+    parts = {"gateway": "services/gateway", "decoders": "services/decoders", "gate": "trainer/gate"}
+    places = {*parts.values(), "services/policy", "services/critique", "services/replica"}
+    opening = {
+        place
+        for place in places
+        if any("effective_media_url" in path.read_text(encoding="utf-8") for path in (ROOT / place).rglob("*.py"))
+    }
+    assert opening == set(parts.values())
+    for name, mounted in (("defaults", True), ("many-nodes", False)):
+        objects = rendered(name)
+        told = {part for part in pod_specs(objects) if "ANYLOOP_MEDIA_URL" in environment(objects, part)}
+        assert told == set(parts)
+        for part, spec in pod_specs(objects).items():
+            volumes = {volume["name"] for volume in spec.get("volumes", [])}
+            assert ("media" in volumes) is (mounted and part in parts)

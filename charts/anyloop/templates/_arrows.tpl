@@ -42,9 +42,9 @@ The kubelet's probes come from the pod's own node, which network policies always
 {{- range concat (list "gateway") $replicas $learners (.Values.rollouts.enabled | ternary (list "controller") (list)) (.Values.bootstrap.enabled | ternary (list "bootstrap") (list)) }}
 - {from: {{ . }}, to: "{{ $kafka }}", ports: {{ $kafkaPorts | toJson }}}
 {{- end }}
-{{- if or .Values.media.url (and .Values.bootstrap.enabled .Values.model.source) }}
-{{- range concat (list "gateway" "decoders") $replicas $learners (.Values.bootstrap.enabled | ternary (list "bootstrap") (list)) }}
-- {from: {{ . }}, to: "[objects]", ports: {{ include "anyloop.objectPorts" $ }}}
+{{- range $component := (include "anyloop.components" . | fromYamlArray) }}
+{{- if include "anyloop.usesObjects" (dict "root" $ "component" $component) }}
+- {from: {{ $component }}, to: "[objects]", ports: {{ include "anyloop.objectPorts" $ }}}
 {{- end }}
 {{- end }}
 {{- range $component := (include "anyloop.components" . | fromYamlArray) }}

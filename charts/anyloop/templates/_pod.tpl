@@ -130,7 +130,7 @@ resources: {{- toYaml $resources | nindent 2 }}
 - {name: model, mountPath: /var/lib/anyloop-model{{ if ne $c "bootstrap" }}, readOnly: true{{ end }}}
 {{- end }}
 {{- if not $triton }}
-{{- if include "anyloop.usesMedia" . }}
+{{- if and (include "anyloop.usesMedia" .) (not .root.Values.media.url) }}
 - {name: media, mountPath: /var/lib/anyloop-media}
 {{- end }}
 {{- if and .root.Values.tls.enabled (ne $c "bootstrap") }}
@@ -145,14 +145,22 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- end }}
 {{- end -}}
 
+{{/* Gateway and decoders read the base model and no checkpoint. */}}
 {{- define "anyloop.usesRegistry" -}}
-{{- if or (not (has .component (list "decoders" "controller"))) (and (eq .component "decoders") (hasPrefix "/var/lib/anyloop-registry" .root.Values.model.path)) -}}
+{{- if has .component (list "gateway" "decoders") -}}
+{{- if hasPrefix "/var/lib/anyloop-registry" .root.Values.model.path }}yes{{ end -}}
+{{- else if ne .component "controller" -}}
 yes
 {{- end -}}
 {{- end -}}
 
+{{/* Who opens the media store; everybody else passes references on. */}}
 {{- define "anyloop.usesMedia" -}}
-{{- if not (or .root.Values.media.url (has .component (list "controller" "bootstrap"))) -}}
+{{- if has .component (list "gateway" "decoders" "gate") }}yes{{ end -}}
+{{- end -}}
+
+{{- define "anyloop.usesObjects" -}}
+{{- if or (and (include "anyloop.usesMedia" .) .root.Values.media.url) (and (eq .component "bootstrap") .root.Values.model.source) -}}
 yes
 {{- end -}}
 {{- end -}}
@@ -166,7 +174,7 @@ yes
 - name: registry
   persistentVolumeClaim: {claimName: {{ include "anyloop.registryClaim" .root | quote }}}
 {{- end }}
-{{- if include "anyloop.usesMedia" . }}
+{{- if and (include "anyloop.usesMedia" .) (not .root.Values.media.url) }}
 - name: media
   persistentVolumeClaim: {claimName: {{ include "anyloop.mediaClaim" .root | quote }}}
 {{- end }}

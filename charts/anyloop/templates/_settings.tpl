@@ -37,10 +37,10 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_LOG_LEVEL" $root.Values.logLevel -}}
 {{- $_ := set $s "PYTHONUNBUFFERED" "1" -}}
 {{- if include "anyloop.usesRegistry" . -}}{{- $_ := set $s "ANYLOOP_REGISTRY_DIR" "/var/lib/anyloop-registry" -}}{{- end -}}
-{{- if ne $c "controller" -}}
-{{- if ne $c "bootstrap" -}}{{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}{{- end -}}
-{{- if $root.Values.media.s3.endpoint -}}{{- $_ := set $s "AWS_ENDPOINT_URL" $root.Values.media.s3.endpoint -}}{{- end -}}
-{{- if $root.Values.media.s3.region -}}{{- $_ := set $s "AWS_DEFAULT_REGION" $root.Values.media.s3.region -}}{{- end -}}
+{{- if include "anyloop.usesMedia" . -}}{{- $_ := set $s "ANYLOOP_MEDIA_URL" (include "anyloop.mediaUrl" $root) -}}{{- end -}}
+{{- if include "anyloop.usesObjects" . -}}
+{{- with $root.Values.media.s3.endpoint -}}{{- $_ := set $s "AWS_ENDPOINT_URL" . -}}{{- end -}}
+{{- with $root.Values.media.s3.region -}}{{- $_ := set $s "AWS_DEFAULT_REGION" . -}}{{- end -}}
 {{- end -}}
 {{- if ne $c "decoders" -}}
 {{- $_ := set $s "ANYLOOP_LOG_URL" (include "anyloop.logUrl" $root) -}}
@@ -161,7 +161,7 @@ of the authority may look. */}}
   valueFrom: {secretKeyRef: {name: {{ $external.existingSecret | quote }}, key: {{ $external.passwordKey | quote }}}}
 {{- end }}
 {{- $s3 := .root.Values.media.s3 -}}
-{{- if and $s3.existingSecret (ne .component "controller") }}
+{{- if and $s3.existingSecret (include "anyloop.usesObjects" .) }}
 - name: AWS_ACCESS_KEY_ID
   valueFrom: {secretKeyRef: {name: {{ $s3.existingSecret | quote }}, key: {{ $s3.accessKeyIdKey | quote }}}}
 - name: AWS_SECRET_ACCESS_KEY
