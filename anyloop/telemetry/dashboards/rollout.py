@@ -19,6 +19,8 @@ from anyloop.telemetry.dashboards.panels import (
 _POLICY = f'{SERVING}, model_name="policy"'
 # A replica's figures, with the version that it serves as a label.
 _BY_VERSION = f"* on (namespace, pod, instance) group_left (version) (anyloop_policy_version_info{{{_POLICY}}} == 1)"
+# Every process exports the gauge, at zero; only a controller counts rollouts.
+_LEADER = f"anyloop_controller_is_leader{{{NS}}} and on (namespace, pod, instance) anyloop_rollouts_total"
 
 
 def rollout() -> dict[str, Any]:
@@ -55,7 +57,7 @@ def _now() -> list[Panel]:
         number(
             "Leaders",
             "Controllers that hold the lease: exactly one.",
-            f"sum(anyloop_controller_is_leader{{{NS}}})",
+            f"sum({_LEADER})",
             base=RED,
             steps=[(1, "green"), (2, RED)],
             empty="no controller",
@@ -186,7 +188,7 @@ def _controller() -> list[Panel]:
         graph(
             "Leader",
             "Which controller holds the lease.",
-            [(f"anyloop_controller_is_leader{{{NS}}}", "{{pod}} {{instance}}")],
+            [(_LEADER, "{{pod}} {{instance}}")],
             width=12,
             lines="stepAfter",
         ),

@@ -17,6 +17,8 @@ from anyloop.telemetry.dashboards.panels import (
     row,
 )
 
+_ASKED = 'route!~"/health|/ready|/metrics"'
+_OUTBOX = f'{NS}, component!~"decoders|trainer|gate|controller"'  # these have none
 _POLICY = f'{SERVING}, model_name="policy"'
 
 
@@ -165,7 +167,7 @@ def _edge() -> list[Panel]:
         graph(
             "REST requests by route",
             "What clients ask for.",
-            [(f"sum by (route) (rate(anyloop_http_requests_total{{{NS}}}[5m]))", "{{route}}")],
+            [(f"sum by (route) (rate(anyloop_http_requests_total{{{NS}, {_ASKED}}}[5m]))", "{{route}}")],
             unit="reqps",
             stack=True,
         ),
@@ -220,13 +222,13 @@ def _outbox() -> list[Panel]:
         graph(
             "Outboxes",
             "Bytes that the log has not taken. They grow while the log is away; at the bound answers go unlogged.",
-            [(f"anyloop_log_spool_bytes{{{NS}}}", "{{component}} {{pod}} {{instance}}")],
+            [(f"anyloop_log_spool_bytes{{{_OUTBOX}}}", "{{component}} {{pod}} {{instance}}")],
             unit="bytes",
         ),
         graph(
             "Oldest event in the outboxes",
             "Above the line an alert fires.",
-            [(f"anyloop_log_spool_oldest_seconds{{{NS}}}", "{{component}} {{pod}} {{instance}}")],
+            [(f"anyloop_log_spool_oldest_seconds{{{_OUTBOX}}}", "{{component}} {{pod}} {{instance}}")],
             unit="s",
             limit=120,
         ),
