@@ -11,7 +11,7 @@ import grpc
 
 from protos.anyloop.v1 import policy_pb2, policy_pb2_grpc
 from services.rpc.errors import RpcError
-from services.rpc.server import RpcServer
+from services.rpc.server import CONNECTION_SECONDS, RpcServer
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
@@ -21,6 +21,7 @@ class Replica(policy_pb2_grpc.PolicyServiceServicer):
 
     def __init__(self, name: str, thinking: float = 0.005, speaking: float = 0.005) -> None:
         self.name, self.thinking, self.speaking = name, thinking, speaking
+        self.connection_seconds = CONNECTION_SECONDS
         self.answered = 0
         self.refuses = False
         self.names: list[str] = []  # the DNS names that callers' certificates had
@@ -41,7 +42,9 @@ class Replica(policy_pb2_grpc.PolicyServiceServicer):
 
     async def start(self, host: str = "127.0.0.1", credentials: grpc.ServerCredentials | None = None) -> "Replica":
         """Listens where it did before, or on a free port."""
-        self.server = RpcServer(f"{host}:{self.port}", credentials=credentials)
+        self.server = RpcServer(
+            f"{host}:{self.port}", credentials=credentials, connection_seconds=self.connection_seconds
+        )
         self.server.add(SERVICE, policy_pb2_grpc.add_PolicyServiceServicer_to_server, self)
         await self.server.start()
         self.port = self.server.port
