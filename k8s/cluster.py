@@ -82,7 +82,7 @@ class Cluster:
                         raise ApiError(str(status.get("message", "")), int(status.get("code", 0)))
                     yield event
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise ApiError(f"the watch of {resource.plural} broke: {error!r}") from error
+                raise ApiError(f"the watch of {resource.plural} broke: {_said(error)}") from error
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
         return await self._call("get", "GET", resource, resource.path(namespace, name))
@@ -112,7 +112,7 @@ class Cluster:
             try:
                 document: Json = await answer.json(content_type=None)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise ApiError(f"{verb} {path}: the answer broke off: {error!r}") from error
+                raise ApiError(f"{verb} {path}: the answer broke off: {_said(error)}") from error
             return document
 
     def _request(
@@ -164,7 +164,7 @@ class _Answer:
                 _request_timeout=self._timeout,
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(f"{self._verb} {self._path}: the API server does not answer: {error!r}") from error
+            raise ApiError(f"{self._verb} {self._path}: the API server does not answer: {_said(error)}") from error
         self._answer = found.response
         if found.status >= 400:
             try:
@@ -180,6 +180,10 @@ class _Answer:
     ) -> None:
         if self._answer is not None:
             self._answer.release() if self._answer.content.at_eof() else self._answer.close()
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or repr(error)  # a timeout says nothing
 
 
 def _message(text: str) -> str:

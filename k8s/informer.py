@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,7 @@ T = TypeVar("T")
 Key = tuple[str, str]  # namespace, name
 _WATCH_SECONDS = 300
 _FIRST_WAIT = 0.5
+_SHORTEST_WATCH = 1.0  # one that ends sooner is a server in trouble, which must not be asked in a tight loop
 _LONGEST_WAIT = 30.0
 
 
@@ -67,9 +69,12 @@ class Informer(Generic[T]):
             try:
                 if not self._resource_version:
                     await self._list()
+                began = time.monotonic()
                 await self._watch()
-                wait = _FIRST_WAIT
-                continue
+                if time.monotonic() - began >= _SHORTEST_WATCH:
+                    wait = _FIRST_WAIT
+                    continue
+                logger.warning("a watch of %s ended at once: again in %.1f s", self._resource.plural, wait)
             except ApiError as error:
                 if error.gone:
                     logger.info("the watch of %s is too old to go on: listing again", self._resource.plural)

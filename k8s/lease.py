@@ -148,4 +148,4 @@ class Leadership:
                     lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
                     await self._api.replace(LEASES, self._namespace, self._name, lease)
         except (ApiError, TimeoutError) as error:
-            logger.warning("the lease could not be given back; others wait until it runs out: %r", error)
+            logger.warning("the lease could not be given back; others wait until it runs out: %s", error)
