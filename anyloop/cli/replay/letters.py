@@ -16,7 +16,7 @@ from datetime import datetime
 from anyloop.cli.exits import CommandError, ExitCode
 from anyloop.cli.looking import opened_to_look
 from anyloop.cli.output import console, print_json
-from anyloop.cli.records import SHORT_NAMES, point_in_time, topic_name
+from anyloop.cli.records import FLOWS, point_in_time, topic_name
 from anyloop.cli.runfile import log_url
 from anyloop.config import Settings
 from anyloop.log import Consumer, Event, EventLog, LogError, Record, UnknownTopic, dlq
@@ -56,7 +56,7 @@ class Choice:
 
 def put_back(topic: str, *, reason: str, since: str, max_replays: int, dry_run: bool, as_json: bool) -> None:
     """The command: every dead-letter topic, or that of `topic`. Exit code 1 when the log failed half-way."""
-    names = [topic_name(topic.removesuffix(".dlq"))] if topic else list(SHORT_NAMES.values())
+    names = [topic_name(topic.removesuffix(".dlq"))] if topic else list(FLOWS.values())
     choice = Choice(reason, point_in_time(since) if since else None, max_replays)
     work = would_put_back if dry_run else put_back_letters
     with opened_to_look(log_url(Settings())) as log:

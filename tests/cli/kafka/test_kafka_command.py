@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from anyloop.cli.app import app
 from anyloop.cli.exits import ExitCode
 from anyloop.cli.kafka.broker import free_port
-from anyloop.log import open_log
+from anyloop.log import TOPICS, open_log
 
 pytestmark = pytest.mark.usefixtures("kafka_servers")  # skipped, or failed, where no broker can be had
 
@@ -38,7 +38,7 @@ def _ends(process: subprocess.Popen[str], how: signal.Signals) -> int:
 
 def test_a_broker_runs_until_it_is_told_to_stop_and_keeps_what_it_has(tmp_path: Path) -> None:
     port = free_port()
-    for created, how in ((8, signal.SIGINT), (0, signal.SIGTERM)):
+    for created, how in ((len(TOPICS), signal.SIGINT), (0, signal.SIGTERM)):
         process = _started(tmp_path, port)
         try:
             with open_log(_url(process)) as log:
