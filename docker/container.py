@@ -38,7 +38,7 @@ class Container:
         environment: Mapping[str, str] | None = None,
         volumes: Mapping[str, Path] | None = None,
     ) -> None:
-        self._buildah, self._name, self._work = buildah, name, work
+        self._buildah, self.name = buildah, name
         self._bundle = work / name
         self._bundle.mkdir(parents=True, exist_ok=True)
         self._copy = buildah("from", "--pull-never", image)
@@ -46,7 +46,6 @@ class Container:
         told: dict[str, Any] = json.loads(buildah("inspect", "--type", "image", image))["Docker"]["config"]
         self._user = int(told["User"].partition(":")[0])
         self._environment = [*told["Env"], *(f"{key}={value}" for key, value in (environment or {}).items())]
-        self._health: list[str] = told["Healthcheck"]["Test"][1:]
         mounts = [*_MOUNTS, *(_bind(file, file, "ro") for file in _FILES)]
         for place, folder in (volumes or {}).items():
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,36 +82,42 @@ class Container:
         """A second process in the container, with the same user and environment."""
         described = self._bundle / "exec.json"
         described.write_text(json.dumps({**self._process, "args": list(command)}))
-        asked = [*self._crun, "exec", "--process", str(described), self._name]
+        asked = [*self._crun, "exec", "--process", str(described), self.name]
         return subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
 
-    def wait_healthy(self, seconds: float) -> float:
-        """How long it took until the image's HEALTHCHECK passed. Raises RuntimeError with the end of the log."""
+    def wait(self, seconds: float) -> int:
+        """Its exit status. Raises TimeoutExpired."""
+        return self._runtime.wait(seconds)
+
+    def wait_healthy(self, seconds: float, check: Sequence[str]) -> float:
+        """How long it took until `check` passed inside. Raises RuntimeError with the end of the log."""
         began = time.monotonic()
         said = ""
         while time.monotonic() < began + seconds:
             if self._runtime.poll() is not None:
-                raise RuntimeError(f"{self._name} exited with {self._runtime.returncode}:\n{self.log()[-3000:]}")
-            done = self.execute(*self._health)
+                raise RuntimeError(f"{self.name} exited with {self._runtime.returncode}:\n{self.log()[-3000:]}")
+            done = self.execute(*check)
             if done.returncode == 0:
                 return time.monotonic() - began
             said = done.stdout + done.stderr
             time.sleep(0.5)
-        raise RuntimeError(f"{self._name} is not healthy after {seconds:.0f} s: {said}\n{self.log()[-3000:]}")
+        raise RuntimeError(f"{self.name} is not healthy after {seconds:.0f} s: {said}\n{self.log()[-3000:]}")
 
     def stop(self, seconds: float = 30.0) -> tuple[int, float]:
         """SIGTERM to its first process; the exit status and how long it took. Kills it after `seconds`."""
         began = time.monotonic()
         if self._runtime.poll() is None:
-            subprocess.run([*self._crun, "kill", self._name, "TERM"], check=False, capture_output=True)
+            subprocess.run([*self._crun, "kill", self.name, "TERM"], check=False, capture_output=True)
             try:
                 self._runtime.wait(seconds)
             except subprocess.TimeoutExpired:
-                subprocess.run([*self._crun, "kill", self._name, "KILL"], check=False, capture_output=True)
+                subprocess.run([*self._crun, "kill", self.name, "KILL"], check=False, capture_output=True)
                 self._runtime.wait()
         took = time.monotonic() - began
-        subprocess.run([*self._crun, "delete", "--force", self._name], check=False, capture_output=True)
-        self._buildah("rm", self._copy)
+        subprocess.run([*self._crun, "delete", "--force", self.name], check=False, capture_output=True)
+        if self._copy:
+            self._buildah("rm", self._copy)
+            self._copy = ""
         return self._runtime.returncode, took
 
     def log(self) -> str:
