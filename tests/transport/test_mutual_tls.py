@@ -127,3 +127,36 @@ async def test_the_channel_of_a_stopped_loop_closes_what_it_opened(policy: Setti
         await channel.close()
         with pytest.raises(grpc.aio.UsageError):
             await ask(channel)
+
+
+async def test_the_authority_itself_is_changed_under_load_by_trusting_both_first(
+    authority: Authority, policy: Settings, gateway: Settings, tmp_path: Path
+) -> None:
+    successor = Authority(tmp_path / "successor", "successor")
+    only_new = successor.ca.read_bytes()
+    both = only_new + authority.ca.read_bytes()
+    folders = [settings.tls_cert.parent for settings in (policy, gateway) if settings.tls_cert]
+    names = ["policy.anyloop", "gateway-of-successor.anyloop"]
+
+    def trust(authorities: bytes) -> None:
+        for folder in folders:
+            (folder / "ca.new").write_bytes(authorities)
+            (folder / "ca.new").replace(folder / "ca.crt")
+
+    async with (
+        serving(policy, 3) as made,
+        open_channel(gateway, addresses(made), service=SERVICE) as channel,
+        Load(channel) as load,
+    ):
+        await load.all_answer(*made)
+        trust(both)
+        await load.until(lambda by: by.total() >= 200)
+        successor.ca.write_bytes(both)  # what it hands out with its certificates
+        for folder, name in zip(folders, names, strict=True):
+            successor.issue(folder, name)
+            await load.until(lambda by: by.total() >= 200)
+        trust(only_new)
+        await load.until(lambda by: by.total() >= 200)
+        assert {name for replica in made for name in replica.names} == {"gateway-of-successor.anyloop"}
+        await refusal(with_certificates(gateway, authority.issue(tmp_path / "late", "late.anyloop")), addresses(made))
+    assert load.failures == load.broken == []
