@@ -21,6 +21,7 @@ EVERYTHING: dict[str, Any] = {
     "media": {"url": "s3://media", "s3": {"endpoint": "https://objects:9000", "existingSecret": "objects"}},
     "model": {"path": "/var/lib/anyloop-registry/.base", "source": "s3://models/base"},
     "gateway": {
+        "edgeTlsSecret": "edge",
         "ingress": {"enabled": True, "host": "loop.example.com", "tlsSecret": "web"},
         "autoscaling": {"kind": "hpa"},
     },

@@ -7,7 +7,7 @@ import pytest
 
 from bench.rollout import controller
 from services.rpc.server import LIVENESS
-from tests.charts.rendering import ALL, containers, environment, of_kind, pod_specs, render, rendered
+from tests.charts.rendering import ALL, containers, environment, named, of_kind, pod_specs, render, rendered
 
 PODS = [(name, component) for name in ALL for component in sorted(pod_specs(rendered(name)))]
 ENDS_BY_ITSELF = {"bootstrap", "test"}
@@ -140,6 +140,14 @@ def test_triton_starts_before_its_service_and_ends_after_it() -> None:
         (sidecar,) = spec_of("defaults", component)["initContainers"]
         assert (sidecar["name"], sidecar["restartPolicy"]) == ("triton", "Always")
     assert not [part for part, spec in pod_specs(rendered("laptop")).items() if "initContainers" in spec]
+
+
+def test_the_edge_says_whether_it_speaks_tls() -> None:
+    for name, protocol in (("defaults", "kubernetes.io/h2c"), ("everything", "https")):
+        objects = rendered(name)
+        ports = named(objects, "Service", "anyloop-gateway")["spec"]["ports"]
+        assert {port["name"]: port["appProtocol"] for port in ports}["grpc"] == protocol
+        assert ("ANYLOOP_EDGE_TLS_CERT" in environment(objects, "gateway")) is (protocol == "https")
 
 
 def test_triton_reads_weights_and_is_told_no_secret() -> None:

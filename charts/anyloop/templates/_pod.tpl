@@ -142,6 +142,9 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- if and (eq $c "gateway") .root.Values.auth.existingSecret }}
 - {name: keys, mountPath: /etc/anyloop/keys, readOnly: true}
 {{- end }}
+{{- if and (eq $c "gateway") .root.Values.gateway.edgeTlsSecret }}
+- {name: edge-tls, mountPath: /etc/anyloop/edge-tls, readOnly: true}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -203,6 +206,10 @@ yes
 {{- if and (eq $c "gateway") .root.Values.auth.existingSecret }}
 - name: keys
   secret: {secretName: {{ .root.Values.auth.existingSecret | quote }}, defaultMode: 0440}
+{{- end }}
+{{- if and (eq $c "gateway") .root.Values.gateway.edgeTlsSecret }}
+- name: edge-tls
+  secret: {secretName: {{ .root.Values.gateway.edgeTlsSecret | quote }}, defaultMode: 0440}
 {{- end }}
 {{- end -}}
 

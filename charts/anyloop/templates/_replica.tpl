@@ -14,8 +14,8 @@ spec:
   clusterIP: None
   selector: {{- include "anyloop.selector" . | nindent 4 }}
   ports:
-    - {name: grpc, port: {{ .port }}, targetPort: grpc, appProtocol: kubernetes.io/h2c}
-    - {name: control, port: {{ .control }}, targetPort: control, appProtocol: kubernetes.io/h2c}
+    - {name: grpc, port: {{ .port }}, targetPort: grpc}
+    - {name: control, port: {{ .control }}, targetPort: control}
 ---
 apiVersion: apps/v1
 kind: StatefulSet
