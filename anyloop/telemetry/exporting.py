@@ -1,7 +1,11 @@
 """The part of tracing that needs OpenTelemetry's SDK: imported where an endpoint is set."""
 
+import atexit
+import logging
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterable, Mapping
 
 from opentelemetry.context import Context
@@ -16,7 +20,8 @@ from anyloop.telemetry.metrics import VERSION
 from anyloop.telemetry.tracing import Kind, Value
 
 _W3C = TraceContextTextMapPropagator()
-_FLUSH_MS = 2000
+_FLUSH_SECONDS = 2.0
+_SAY_SECONDS = 60.0
 _providers: list[TracerProvider] = []
 _KINDS = {
     "internal": SpanKind.INTERNAL,
@@ -38,15 +43,44 @@ def open_tracer(service: str, endpoint: str) -> Tracer:
         }
     )
     exporter = OTLPSpanExporter(endpoint=endpoint or None)
-    provider = TracerProvider(resource=resource)  # flushes at the exit of the process
+    logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").addFilter(_Seldom())
+    # The SDK's own end waits half a minute for a collector that is away, longer than a service may take to stop.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
+    atexit.register(_end, provider, exporter)
     _providers.append(provider)
     return provider.get_tracer("anyloop", VERSION)
 
 
 def flush() -> None:
+    """Sends what is left, for two seconds at most."""
     for provider in _providers:
-        provider.force_flush(_FLUSH_MS)
+        _flush(provider)
+
+
+def _end(provider: TracerProvider, exporter: OTLPSpanExporter) -> None:
+    _flush(provider)
+    exporter.shutdown()  # ends the attempts to reach a collector that is away
+
+
+def _flush(provider: TracerProvider) -> None:
+    sending = threading.Thread(target=provider.force_flush, name="last spans", daemon=True)
+    sending.start()
+    sending.join(_FLUSH_SECONDS)
+
+
+class _Seldom(logging.Filter):
+    """A collector that is away for a day is worth a line a minute, not one for each attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING and time.monotonic() - self._said < _SAY_SECONDS:
+            return False
+        self._said = time.monotonic()
+        return True
 
 
 class LiveSpan:
