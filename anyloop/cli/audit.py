@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anyloop.cli.exits import CommandError, ExitCode
-from anyloop.cli.output import JsonFlag
+from anyloop.cli.output import JsonFlag, errors
 from anyloop.config import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def audit(
             found = [entry for entry in _entries(log, end, start) if _wanted(entry, action, subject, actor)]
             for entry in found[-limit:] if limit else found:
                 _print(entry, as_json)
+            if not found and not follow and not as_json:
+                errors.print("No such entry." if end else "Nothing was audited so far.", highlight=False)
             while follow:
                 time.sleep(_POLL_S)
                 for entry in _entries(log, offset=end):

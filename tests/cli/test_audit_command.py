@@ -53,6 +53,10 @@ def test_only_what_was_asked_for(log: EventLog, runner: CliRunner, options: list
     assert actions(runner, *options) == found
 
 
+def test_that_there_is_nothing_is_said(log: EventLog, runner: CliRunner) -> None:
+    assert "No such entry." in runner.invoke(app, ["audit", "--actor", "nobody"]).stderr
+
+
 def test_a_line_for_people_says_who_did_what_and_why(log: EventLog, runner: CliRunner) -> None:
     lines = runner.invoke(app, ["audit"]).stdout.splitlines()
     assert lines[0].endswith(": promote policy-000001 (abababababab)")

@@ -89,7 +89,7 @@ def test_whom_nobody_knows_is_not_found(file: Path, runner: CliRunner, arguments
 
 
 def test_the_list_says_who_may_what_until_when_and_shows_no_hash(file: Path, runner: CliRunner) -> None:
-    made(runner, "new", "app", "--expires", "2d")
+    made(runner, "new", "app", "--expires", "2d", "--own-feedback")
     made(runner, "new", "old", "--expires", "2020-01-01")
     (app_row, old_row) = json.loads(runner.invoke(app, ["keys", "list", "--json"]).stdout)
     assert (app_row["roles"], app_row["keys"][0]["state"]) == (["feedback", "generate"], "ends soon")
@@ -97,6 +97,8 @@ def test_the_list_says_who_may_what_until_when_and_shows_no_hash(file: Path, run
     shown = runner.invoke(app, ["keys", "list"])
     assert shown.exit_code == 0
     assert "600/min" in shown.stdout
+    assert "own answers" in shown.stdout
+    assert app_row["feedback_on"] == "own"
     assert "2020-01-01 00:00" in shown.stdout
     assert read_keys(file)["app"].keys[0].sha256 not in shown.stdout
 
