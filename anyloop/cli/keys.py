@@ -139,7 +139,7 @@ def list_keys(file: File = None, as_json: JsonFlag = False) -> None:
         name, roles = row["principal"], ", ".join(row["roles"])
         quotas = ", ".join(_QUOTAS[quota].format(value) for quota, value in row["quotas"].items() if value)
         if row["feedback_on"] == "own":
-            roles = roles.replace(Role.FEEDBACK, "feedback on own answers")
+            roles = roles.replace(Role.FEEDBACK, "feedback(own)")
         for key in row["keys"]:
             until = (key["not_after"] or "").replace("T", " ")[:16]
             colour = {"expired": "red", "ends soon": "yellow"}.get(key["state"])

@@ -97,7 +97,7 @@ def test_the_list_says_who_may_what_until_when_and_shows_no_hash(file: Path, run
     shown = runner.invoke(app, ["keys", "list"])
     assert shown.exit_code == 0
     assert "600/min" in shown.stdout
-    assert "own answers" in shown.stdout
+    assert "feedback(own)" in shown.stdout
     assert app_row["feedback_on"] == "own"
     assert "2020-01-01 00:00" in shown.stdout
     assert read_keys(file)["app"].keys[0].sha256 not in shown.stdout
