@@ -11,6 +11,7 @@ from anyloop.log import open_log
 from anyloop.registry import Registry
 from anyloop.telemetry import metrics
 from anyloop.telemetry.process import begin
+from anyloop.transport import TransportError, certificate_files
 from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.failures import is_away
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 NOTHING_TO_LEARN = 3
 STATE_IN_USE = 4
 AWAY = 5
+BAD_SETTINGS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings()
     trainer = TrainerSettings(**({"algorithm": options.algorithm} if options.algorithm else {}))
     begin("trainer", settings)
+    try:
+        certificate_files(settings)  # better now than in the first round
+    except TransportError as error:
+        log.error("%s", error)
+        return BAD_SETTINGS
     world = World()
     try:
         if world.rank:

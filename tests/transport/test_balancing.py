@@ -76,6 +76,7 @@ class Process:
         self._process.communicate()
 
 
+@pytest.mark.e2e
 async def test_a_killed_replica_loses_no_request_that_waits_for_its_first_token() -> None:
     """All its connections break at once, with some twenty requests on them."""
     processes = [Process(f"process-{index}") for index in range(3)]

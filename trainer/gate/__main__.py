@@ -10,6 +10,7 @@ from anyloop.media.store import MediaStore
 from anyloop.registry import Registry
 from anyloop.telemetry import metrics
 from anyloop.telemetry.process import begin
+from anyloop.transport import TransportError, certificate_files
 from trainer.gate.config import GateSettings
 from trainer.gate.service import Gate
 from trainer.gate.suite import SuiteError, load_suite
@@ -18,12 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Runs until SIGTERM or SIGINT. Returns 2 when the suite cannot be loaded."""
+    """Runs until SIGTERM or SIGINT. Returns 2 when suite or certificates cannot be loaded."""
     settings, gate_settings = Settings(), GateSettings()
     begin("gate", settings)
     try:
+        certificate_files(settings)  # better now than at the first candidate
         suite = load_suite(gate_settings.suite)
-    except SuiteError as error:
+    except (SuiteError, TransportError) as error:
         log.error("%s", error)
         return 2
     stop = threading.Event()
