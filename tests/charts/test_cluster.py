@@ -199,6 +199,9 @@ def test_the_policy_rollouts_rules_hold_for_the_charts_values(
     canary_without_steps = {"rollouts": {"policy": {"spec": {"strategy": {"type": "Canary", "steps": []}}}}}
     with pytest.raises(Exception, match="a canary needs steps"):
         helm.install(str(CHART), "anyloop", canary_without_steps, namespace=namespace)
+    for number, spec in enumerate(({"strategy": {"type": "AllAtOnce"}}, {"target": {"version": "policy-000007"}})):
+        values = {"fullnameOverride": f"loop-{number}", "rollouts": {"policy": {"spec": spec}}}
+        helm.install(str(CHART), f"loop-{number}", values, namespace=namespace)
 
 
 def test_the_controllers_account_may_do_its_work_and_nothing_else(

@@ -179,6 +179,19 @@ def test_rules_and_dashboards_are_the_files_beside_the_chart(name: str) -> None:
     assert boards
 
 
+def test_another_strategy_or_target_takes_the_place_of_the_defaults() -> None:
+    """Helm merges values, and the definition refuses AllAtOnce with steps, and a version beside a channel."""
+
+    def spec(**given: Any) -> dict[str, Any]:
+        (rollout,) = of_kind(render({"rollouts": {"policy": {"spec": given}}}), "PolicyRollout")
+        return dict(rollout["spec"])
+
+    assert spec()["target"] == {"channel": "approved"}
+    assert spec(target={"version": "policy-000007"})["target"] == {"version": "policy-000007"}
+    assert spec(strategy={"type": "AllAtOnce"})["strategy"] == {"type": "AllAtOnce"}
+    assert spec()["strategy"]["steps"]
+
+
 @pytest.mark.parametrize("release", ["anyloop", "loop", "a-very-long-release-name-that-goes-on-and-on-for-ever"])
 def test_names_fit_whatever_the_release_is_called(release: str) -> None:
     for each in render(release=release):
