@@ -32,8 +32,8 @@ BAD_SETTINGS = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 3 when `--once` found nothing to learn from, 4 when another trainer has this home, or 5 when what
-    `--once` needs (log, service, disk) stays away."""
+    """Returns 0, 3 when `--once` found nothing to learn from, 4 when another trainer has this home, 5 when what
+    `--once` needs (log, service, disk) stays away, or 6 when its certificates cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     parser.add_argument("--algorithm", choices=("dpo", "ppo", "grpo"), help="overrides ANYLOOP_TRAINER_ALGORITHM")
     parser.add_argument("--once", action="store_true", help="run one round on what the log holds now, then exit")
