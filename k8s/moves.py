@@ -18,6 +18,7 @@ class Observed:
     on_target: int = 0
     unreachable: int = 0
     swapping: int = 0
+    trouble: str = ""  # why a change failed that is tried again
 
     @property
     def unready(self) -> int:
@@ -114,6 +115,7 @@ def _swapping(spec: Spec, run: Run, seen: Observed, where: str, since: float, no
         return Move(Act.WAIT, "Progressing", "NoReplica", f"{where}: no replica is ready", math.inf)
     deadline = since + spec.progress_deadline
     if now >= deadline:
-        why = f"{progress}, and nothing moved for {spec.progress_deadline:g} s"
+        trouble = f" ({seen.trouble})" if seen.trouble else ""
+        why = f"{progress}, and nothing moved for {spec.progress_deadline:g} s{trouble}"
         return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)
     return Move(Act.WAIT, "Progressing", "ReplicasChanging", progress, deadline)

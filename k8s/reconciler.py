@@ -139,6 +139,7 @@ class Reconciler:
             on_target=len(fleet.serving(target)),
             unreachable=len(fleet.unreachable),
             swapping=fleet.swapping,
+            trouble=fleet.trouble,
         )
         await self._measure(key, spec, run, memory, status)
         return World(

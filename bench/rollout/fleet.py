@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from anyloop.cli.child import Child
 from anyloop.config import Settings
 from anyloop.log import EventLog, open_log
 from anyloop.registry import Registry, serving_version
+from anyloop.transport import open_sync_channel
 from bench.rollout.kubelet import Kubelet
 from bench.rollout.versions import LINEAGE, Versions
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc
@@ -37,13 +39,24 @@ class Replica:
 
 
 class Fleet:
-    """`with Fleet(folder, model, 3) as fleet: ...`: returns when all of them serve the promoted version."""
+    """`with Fleet(folder, model, 3) as fleet: ...`: returns when all of them serve the promoted version.
 
-    def __init__(self, folder: Path, model: Path, replicas: int, environment: dict[str, str] | None = None) -> None:
+    `environment`: more settings of the replicas; `certificates`: those of whoever asks them by this class.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        replicas: int,
+        environment: Mapping[str, str] | None = None,
+        certificates: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = folder
         self._model = model
         self._extra = environment or {}
-        self.settings = Settings(_env_file=None, home=folder, model_dir=model, host="inprocess")  # type: ignore[call-arg]
+        plain = Settings(_env_file=None, home=folder, model_dir=model, host="inprocess")  # type: ignore[call-arg]
+        self.settings = plain.model_copy(update=dict(certificates or {}))
         self.log: EventLog = open_log(self.settings.effective_log_url)
         self.log.ensure_topics()
         self.registry = Registry(self.settings.effective_registry_dir)
@@ -77,7 +90,7 @@ class Fleet:
         self.replicas[number] = self._start(replica.name, replica.ports)
 
     def status(self, number: int) -> control_pb2.ReplicaStatus:
-        with grpc.insecure_channel(f"127.0.0.1:{self.replicas[number].ports['control']}") as channel:
+        with open_sync_channel(self.settings, f"127.0.0.1:{self.replicas[number].ports['control']}") as channel:
             return control_pb2_grpc.ControlServiceStub(channel).GetStatus(control_pb2.GetStatusRequest(), timeout=5)
 
     def serving(self) -> list[str]:

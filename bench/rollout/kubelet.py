@@ -74,7 +74,7 @@ class Kubelet:
             with self._lock:
                 all_of_them = list(self._registered.values())
             for one in all_of_them:
-                status = pod_status(ready=_serves(one.ports["grpc"]), **_of(one))
+                status = pod_status(ready=_serves(one.ports["health"]), **_of(one))
                 if status != one.said:
                     self._tell(one, status)
 

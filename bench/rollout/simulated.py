@@ -24,13 +24,12 @@ from tests.k8s.controlplane.cluster import ControlPlane
 
 MAX_SWAPPING = 10
 STEPS = ({"replicas": "10%"}, {"replicas": "50%"})
-_IDLE_SECONDS = 20.0
 _PORTS = {"grpc": 50051, "control": 50061, "metrics": 9100, "health": 8086}
 _SAMPLE_SECONDS = 0.2
 
 
-def measure(plane: ControlPlane, folder: Path, replicas: int) -> dict[str, Any]:
-    """One rollout over `replicas` pods, and a while without one."""
+def measure(plane: ControlPlane, folder: Path, replicas: int, idle_seconds: float = 20.0) -> dict[str, Any]:
+    """One rollout over `replicas` pods, and `idle_seconds` without one."""
     rollouts = Rollouts(plane)
     home = folder / f"simulated-{replicas}"
     log_url = Settings(_env_file=None, home=home).effective_log_url  # type: ignore[call-arg]
@@ -50,7 +49,7 @@ def measure(plane: ControlPlane, folder: Path, replicas: int) -> dict[str, Any]:
             rollouts.until("policy", lambda status: status.get("replicas", {}).get("stable") == replicas, 60)
             synced = time.monotonic()
             process = psutil.Process(controller.pid)
-            idle = _over(process, controller, lambda: time.sleep(_IDLE_SECONDS))
+            idle = _over(process, controller, lambda: time.sleep(idle_seconds))
             version = "policy-000001"
 
             def roll_out() -> None:

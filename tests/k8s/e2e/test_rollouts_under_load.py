@@ -48,6 +48,7 @@ def test_a_canary_waits_for_an_operator_and_ends_in_a_promotion_without_a_failed
 
 def test_weights_that_fail_in_service_are_rolled_back_and_never_leave_the_canary(stage: Stage) -> None:
     stable, before = stage.fleet.promoted, stage.swaps()
+    failures = internal_failures(stage)
     stage.controller()
     stage.rollouts.create(
         "policy", strategy={"type": "Canary", "steps": [{"replicas": 1, "pause": 60}]}, analysis=ERRORS
@@ -66,6 +67,7 @@ def test_weights_that_fail_in_service_are_rolled_back_and_never_leave_the_canary
     changes = [after - count for after, count in zip(stage.swaps(), before, strict=True)]
     assert sorted(changes) == [0, 0, 2]  # there and back, on one replica
     assert load.failed
+    assert internal_failures(stage) - failures == len(load.failed)
     assert {attempt.code for attempt in load.failed} == {"INTERNAL"}
     assert [attempt for attempt in load.since(ended) if attempt.code != "OK"] == []
     share = len(load.failed) / len(load.attempts)
@@ -85,3 +87,11 @@ def test_damaged_files_are_refused_by_the_first_replica_and_nothing_changes(stag
     assert stage.fleet.serving() == [stable] * 3
     assert stage.swaps() == before
     assert load.failed == []
+
+
+def internal_failures(stage: Stage) -> float:
+    """As the replicas count them."""
+    return sum(
+        stage.fleet.metric(number, "anyloop_request_failures_total", model_name="policy", code="INTERNAL")
+        for number in range(3)
+    )
