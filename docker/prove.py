@@ -84,8 +84,8 @@ class Proof:
         command = ["bud", "--isolation", "chroot", "--pull-never", "--format", "docker", "--quiet"]
         command += ["--build-arg", "=".join(base), "--file", f"docker/{folder}/Dockerfile", *target]
         self._buildah(*command, "--tag", _tag(name), str(self._context))
-        size = self._buildah("images", "--format", "{{.Size}}", _tag(name))
-        less = self._buildah("images", "--format", "{{.Size}}", base[1])
+        size = self._buildah("images", "--format", "{{.Size}}", _tag(name)).split("\n")[0]
+        less = self._buildah("images", "--format", "{{.Size}}", base[1]).split("\n")[0]
         _say(
             name, f"every step of its Dockerfile ran, in {time.monotonic() - began:.0f} s: {size}, {less} the stand-in"
         )
