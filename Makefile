@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up kafka test lint types unit slow e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile bench-rollout manifests experiment-paper clean
+.PHONY: help setup demo up kafka test lint types unit slow e2e test-faults protos wire tiny-omni bench-learning bench-serving bench-swap bench-log bench-scaling bench-trainer bench-hostile bench-rollout images locks sbom dashboards manifests experiment-paper clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -141,6 +141,18 @@ bench-hostile: $(STAMP)  ## What 10 and 30 % of hostile critiques do, with and w
 bench-rollout: $(STAMP) $(CLUSTER)  ## A rollout over three replicas under load, and over up to 1,000 simulated ones: bench-out/rollout.json
 	$(BIN)/python -m bench.rollout
 
+images: $(STAMP)  ## Container images of the whole loop (needs docker compose)
+	docker compose -f docker/compose.yaml --profile loop build
+
+locks: $(STAMP)  ## The images' packages with their hashes, after a change of pyproject.toml: docker/locks
+	$(BIN)/python docker/lock.py
+
+sbom: $(STAMP)  ## What is in each image, as CycloneDX: sbom-out/
+	$(BIN)/python docker/sbom.py sbom-out
+
+dashboards: $(STAMP)  ## The Grafana dashboards of the chart from anyloop/telemetry/dashboards
+	$(BIN)/python -m anyloop.telemetry.dashboards
+
 manifests: $(STAMP)  ## k8s/base (kustomize) from the chart with its default values
 	$(BIN)/python -m k8s.manifests
 
@@ -149,5 +161,5 @@ experiment-paper: $(STAMP)  ## The paper's table and ablation in the reference w
 	$(if $(QUICK),,$(BIN)/python -m bench.paper report)
 
 clean:  ## Remove what the demo, the tests and the tools wrote; .venv stays
-	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .anyloop demo-out demo-report.json demo-report.html bench-out sbom-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
