@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from anyloop.config import Settings
@@ -188,6 +190,22 @@ async def test_without_weights_nothing_is_scored(random_omni: Path) -> None:
         await score(host, {"prompt": [1], "output": [2]})
     assert (refused.value.code, refused.value.retriable) == ("UNAVAILABLE", True)
     await host.close()
+
+
+async def test_weights_that_overflow_give_an_error_and_no_nan(
+    serving: InprocessHost, random_omni: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(random_omni, tmp_path / "bad"))
+    file = bad / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_file(tensors, file, metadata={"format": "pt"})
+    await serving.call("policy", {"op": "load", "version": "bad", "path": str(bad)})
+    sequence = {"prompt": PROMPT, "output": [4, 5, 6]}
+    with pytest.raises(HostError, match="bad computes numbers that are not finite") as refused:
+        await score(serving, sequence, version="bad")
+    assert refused.value.code == "INTERNAL"
+    assert (await score(serving, sequence, version="v0"))["version"] == "v0"
 
 
 async def test_a_version_that_is_scored_stays_until_the_scores_are_there(serving: InprocessHost) -> None:
