@@ -1,7 +1,6 @@
 """A tiny kubelet: replicas that are processes of this machine appear as pods, Ready as their gRPC health says."""
 
 import threading
-import time
 import urllib.error
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,11 +81,9 @@ class Kubelet:
         try:
             self._plane.request("PATCH", f"{self._pods}/{one.name}/status", status, "application/merge-patch+json")
             one.said = status
-        except urllib.error.HTTPError as error:
-            if error.code != 404:  # removed meanwhile
-                raise
-        except OSError:
-            time.sleep(_LOOK_SECONDS)
+        except OSError as error:  # the API server is away, or starting: told at the next look
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (404, 429):
+                raise  # 404: the pod was removed meanwhile
 
 
 def _of(one: _Registered) -> dict[str, Any]:
