@@ -108,7 +108,7 @@ def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 class TestTopics:
-    def test_the_standard_topics_each_have_a_dead_letter_topic_and_checkpoints_are_one_compacted_partition(
+    def test_all_topics_but_the_audit_trail_have_a_dead_letter_topic_and_checkpoints_are_one_compacted_partition(
         self,
     ) -> None:
         names = {spec.name for spec in TOPICS}
@@ -116,7 +116,7 @@ class TestTopics:
             f"anyloop.{name}.v1{suffix}"
             for name in ("responses", "feedback", "critiques", "checkpoints")
             for suffix in ("", ".dlq")
-        }
+        } | {"anyloop.audit.v1"}
         checkpoints = next(spec for spec in TOPICS if spec.name == "anyloop.checkpoints.v1")
         assert (checkpoints.partitions, checkpoints.compacted) == (1, True)
 
