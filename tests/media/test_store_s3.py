@@ -1,5 +1,6 @@
 """The media store on an object store: s3fs against moto's S3 over real HTTP."""
 
+import gc
 import hashlib
 import json
 import subprocess
@@ -63,6 +64,7 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MediaStore
     fsspec.filesystem("s3").mkdir(BUCKET)
     yield MediaStore(f"s3://{BUCKET}/media")
     fsspec.filesystem("s3").clear_instance_cache()
+    gc.collect()  # here, where their warnings are known, not in whatever test comes later
 
 
 def _ask_who_calls_after(endpoint: str, calls: str) -> None:
