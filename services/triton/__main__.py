@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=int(settings.triton_url.rsplit(":", 1)[-1]))
     parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument(
+        "--log-to-stdout", action="store_true", help="Triton's own log goes here instead of into triton.log"
+    )
     parser.add_argument("--build-only", action="store_true", help="write the model repository and exit")
     options = parser.parse_args(arguments)
     models = tuple(options.model or MODELS)
@@ -43,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         absolute,
         ends_with_caller=True,
         metrics_address=options.metrics_address,
+        log_to_stdout=options.log_to_stdout,
     )
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -53,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                     status = server.wait(timeout=1.0)
                 except subprocess.TimeoutExpired:
                     continue
-                print(f"triton: exited with status {status}\n{server.log_tail()}", file=sys.stderr)
+                print(f"triton: exited with status {status}\n{server.log_tail()}".rstrip(), file=sys.stderr)
                 return 1
     except TritonError as error:
         print(f"triton: {error}", file=sys.stderr)

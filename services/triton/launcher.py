@@ -1,4 +1,4 @@
-"""Starts Triton on a model repository, and stops it cleanly: the binary of the `nvidia-pytriton` wheel or NVIDIA's image.
+"""Starts Triton on a model repository and stops it cleanly: the binary of the `nvidia-pytriton` wheel or NVIDIA's image.
 
 In the image the server lies in /opt/tritonserver with its backends in place, made for the image's own Python.
 """
@@ -128,11 +128,13 @@ class TritonServer:
         settings: Mapping[str, str] | None = None,
         ends_with_caller: bool = False,
         metrics_address: str | None = None,
+        log_to_stdout: bool = False,
     ) -> None:
         """`directory` is the server's own: repository, backend folder and log go there. `metrics_address` (`address`)
         may be wider: metrics are read from elsewhere also where nobody else may ask the models.
 
         `ends_with_caller` (Linux) ends the server when the thread that calls `start` is gone, killed or not.
+        `log_to_stdout`: the server writes where this process does, and no file grows: for containers.
         """
         self._directory = directory
         self._models = tuple(models)
@@ -142,6 +144,7 @@ class TritonServer:
         self._settings = dict(settings or {})
         self._before_exec = _ask_for_parent_death_signal() if ends_with_caller else None
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_to_stdout = log_to_stdout
         self.log_path = directory / "triton.log"
 
     @property
@@ -152,12 +155,12 @@ class TritonServer:
         repository = build_repository(self._directory / "models", self._models)
         backends = backend_directory(self._directory / "backends")
         command = server_command(repository, backends, self._ports, self._address, self._models, self._metrics_address)
-        with self.log_path.open("ab") as log:
+        with contextlib.nullcontext() if self._log_to_stdout else self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 env=server_environment(self._settings),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log,  # None: this process's own
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the launcher, which stops the server in order
                 preexec_fn=self._before_exec,
@@ -174,9 +177,7 @@ class TritonServer:
         until = time.monotonic() + timeout
         while not self.ready():
             if time.monotonic() > until:
-                raise TritonError(
-                    f"Triton was not ready within {timeout:.0f} s. The end of its log:\n{self.log_tail()}"
-                )
+                raise TritonError(f"Triton was not ready within {timeout:.0f} s. {self._last_words()}")
             time.sleep(0.1)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -201,7 +202,8 @@ class TritonServer:
             process.wait()
 
     def log_tail(self) -> str:
-        if not self.log_path.exists():
+        """Empty with `log_to_stdout`."""
+        if self._log_to_stdout or not self.log_path.exists():
             return ""
         with self.log_path.open("rb") as log:
             log.seek(max(0, self.log_path.stat().st_size - _LOG_TAIL))
@@ -224,7 +226,12 @@ class TritonServer:
             raise TritonError("Triton has not been started")
         status = self._process.poll()
         if status is not None:
-            raise TritonError(f"Triton exited with status {status}. The end of its log:\n{self.log_tail()}")
+            raise TritonError(f"Triton exited with status {status}. {self._last_words()}")
+
+    def _last_words(self) -> str:
+        if self._log_to_stdout:
+            return "Its log stands above"
+        return f"The end of its log:\n{self.log_tail()}"
 
     def _answers(self, path: str) -> bool:
         try:

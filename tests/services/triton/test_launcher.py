@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.triton import launcher
+from services.triton.__main__ import main
 from services.triton.launcher import TritonError, TritonPorts, TritonServer
 
 
@@ -87,6 +89,24 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log(
     server = TritonServer(tmp_path, ["policy"])
     with pytest.raises(TritonError, match=r"status 3(.|\n)*the disk is full"), server:
         pytest.fail("it cannot have become ready")
+
+
+@pytest.mark.parametrize("flags", [["--log-to-stdout"], []], ids=["stdout", "file"])
+def test_the_log_goes_where_a_container_is_read_or_into_a_file(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "echo the disk is full; echo and said so >&2; exit 3"
+    monkeypatch.setattr(launcher, "server_command", lambda *_: ["/bin/sh", "-c", script])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own SIGTERM
+    assert main(["--model=policy", f"--directory={tmp_path}", *flags]) == 1
+    said = capfd.readouterr()
+    assert "status 3" in said.err
+    if flags:
+        assert said.out.splitlines() == ["the disk is full", "and said so"]
+        assert not (tmp_path / "triton.log").exists()
+    else:
+        assert said.out == ""
+        assert (tmp_path / "triton.log").read_text() == "the disk is full\nand said so\n"
 
 
 def test_a_server_ends_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
