@@ -16,13 +16,17 @@ dictionary to try and nothing that a slow hash would slow down, while every requ
     not_after = 2027-01-31T00:00:00Z  # absent: until it is taken out
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
+import stat
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -119,15 +123,37 @@ def parse_keys(text: str, path: str) -> Principals:
     return principals
 
 
+@contextlib.contextmanager
+def only_one_changes(path: Path) -> Iterator[None]:
+    """Around reading, changing and writing the file: whoever comes second waits, and does not undo what the first has
+    changed. Leaves nothing beside the file. Raises OSError."""
+    target = _target(path)
+    beside = target.with_name(f".{target.name}.lock")
+    descriptor = _locked(beside)
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def write_keys(path: Path, principals: Principals) -> None:
-    """Whole or not at all, readable by its owner alone. Comments of the file before are not kept."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Whole or not at all. Comments of the file before are not kept. Raises OSError.
+
+    A new file is for its owner alone. One that is there keeps its owner, group and mode, and a link goes on leading to
+    it: the gateway that reads it may be another user, by another name of the file.
+    """
+    target = _target(path)
+    before = target.stat() if target.exists() else None
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
+            if before is not None:
+                _give(file.fileno(), before)
             file.write(format_keys(principals.values()))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # a reader finds the file before or the file after
+        os.replace(temporary, target)  # a reader finds the file before or the file after
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -148,6 +174,45 @@ def format_keys(principals: Iterable[Principal]) -> str:
                 lines.append(f"not_after = {key.not_after.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
         blocks.append("\n".join(lines) + "\n")
     return "# API keys: SHA-256 of each, never the key itself. Change it with `anyloop keys`.\n\n" + "\n".join(blocks)
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _locked(path: Path) -> int:
+    """An open file at `path`, locked; closing it gives it free."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):  # else who had it took it away: it holds nobody back any more
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _give(descriptor: int, before: os.stat_result) -> None:
+    """Owner, group and mode of the file before."""
+    mine = os.fstat(descriptor)
+    if (mine.st_uid, mine.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        except PermissionError as error:
+            raise PermissionError(
+                errno.EPERM,
+                f"it belongs to user {before.st_uid}, group {before.st_gid}, which only they or root can keep so",
+            ) from error
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def _principal(name: str, entry: Any) -> Principal:

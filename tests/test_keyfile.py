@@ -1,4 +1,7 @@
+import os
 import stat
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from anyloop.keyfile import (
     format_keys,
     hash_key,
     new_key,
+    only_one_changes,
     parse_keys,
     read_keys,
     write_keys,
@@ -26,6 +30,8 @@ APP = Principal(
     Quotas(600, 60, 100_000, 16),
     (ApiKey("1" * 64, END), ApiKey("2" * 64)),
 )
+
+OTHER = replace(APP, name="other")
 
 
 def test_a_key_has_256_random_bits_and_its_hash_is_plain_sha256() -> None:
@@ -111,3 +117,69 @@ def test_the_text_holds_no_quota_that_is_none() -> None:
         "[[keys.a.key]]",
         f'sha256 = "{DIGEST}"',
     ]
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_a_link_goes_on_leading_to_it(tmp_path: Path) -> None:
+    """A gateway that runs as another user of the group reads the file by its own name."""
+    real, link = tmp_path / "real.toml", tmp_path / "mounted" / "keys.toml"
+    write_keys(real, {"app": APP})
+    real.chmod(0o640)
+    link.parent.mkdir()
+    link.symlink_to("../real.toml")
+    with only_one_changes(link):
+        write_keys(link, {"other": OTHER})
+    assert link.is_symlink()
+    assert list(read_keys(real)) == ["other"]
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert sorted(tmp_path.iterdir()) == [link.parent, real]
+    assert list(link.parent.iterdir()) == [link]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_another_users_file_stays_theirs_or_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": APP})
+    fstat, given = os.fstat, []
+
+    def as_somebody_else(descriptor: int) -> os.stat_result:
+        mine = list(fstat(descriptor))
+        mine[4] += 1  # the user id
+        return os.stat_result(mine)
+
+    def fchown(descriptor: int, user: int, group: int) -> None:
+        if not allowed:
+            raise PermissionError(1, "Operation not permitted")
+        given.append((user, group))
+
+    monkeypatch.setattr("anyloop.keyfile.os.fstat", as_somebody_else)
+    monkeypatch.setattr("anyloop.keyfile.os.fchown", fchown)
+    if allowed:
+        write_keys(path, {"other": OTHER})
+        assert given == [(path.stat().st_uid, path.stat().st_gid)]
+    else:
+        with pytest.raises(PermissionError, match=f"it belongs to user {path.stat().st_uid}"):
+            write_keys(path, {"other": OTHER})
+    assert list(read_keys(path)) == ["other" if allowed else "app"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_changes_the_file_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": APP})
+
+    def add(name: str) -> None:
+        for turn in range(20):
+            with only_one_changes(path):
+                found = read_keys(path)
+                own = Principal(f"{name}-{turn}", APP.roles, APP.quotas, (ApiKey(hash_key(f"{name}-{turn}")),))
+                write_keys(path, {**found, own.name: own})
+
+    adding = [threading.Thread(target=add, args=(name,)) for name in ("a", "b", "c")]
+    for one in adding:
+        one.start()
+    for one in adding:
+        one.join()
+    assert len(read_keys(path)) == 61
+    assert list(tmp_path.iterdir()) == [path], "the lock leaves nothing"

@@ -3,6 +3,8 @@ themselves."""
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +26,7 @@ from anyloop.keyfile import (
     Role,
     hash_key,
     new_key,
+    only_one_changes,
     read_keys,
     write_keys,
 )
@@ -61,18 +64,20 @@ def new(
     as_json: JsonFlag = False,
 ) -> None:
     """Let somebody in, by default to generate and give feedback. The key is printed once; the file gets its hash."""
-    path, principals = _file(file), _principals(file, may_be_missing=True)
     if not PRINCIPAL.fullmatch(name):
         raise CommandError(f"{name!r} names no principal: use 1-64 letters, digits and _ . @ -", ExitCode.USAGE)
-    if name in principals:
-        raise CommandError(f"{name} has a key already: `anyloop keys rotate {name}` makes the next", ExitCode.REFUSED)
     quotas = Quotas(requests_per_minute, feedback_per_minute, tokens_per_minute, max_running)
     key = new_key()
     keys = (ApiKey(hash_key(key), _moment(expires)),)
     feedback_on: Literal["any", "own"] = "own" if own_feedback else "any"
-    principals[name] = Principal(name, frozenset(role or _DEFAULT_ROLES), quotas, keys, feedback_on)
-    _write(path, principals)
-    _hand_over(path, principals[name], key, as_json)
+    principal = Principal(name, frozenset(role or _DEFAULT_ROLES), quotas, keys, feedback_on)
+    with _changing(file, may_be_missing=True) as principals:
+        if name in principals:
+            raise CommandError(
+                f"{name} has a key already: `anyloop keys rotate {name}` makes the next", ExitCode.REFUSED
+            )
+        principals[name] = principal
+    _hand_over(_file(file), principal, key, as_json)
 
 
 @app.command()
@@ -84,17 +89,17 @@ def rotate(
     as_json: JsonFlag = False,
 ) -> None:
     """Give a principal its next key. The present ones end after the overlap; roles and quotas stay."""
-    path, principals = _file(file), _principals(file)
-    principal = _known(principals, name)
     end = _moment(overlap)
     if end is None:
         raise CommandError("Say for how long the present keys still hold: --overlap 24h", ExitCode.USAGE)
     now = datetime.now(UTC)
-    kept = [replace(key, not_after=min(end, key.not_after or end)) for key in principal.keys if not key.expired(now)]
     key = new_key()
-    principals[name] = replace(principal, keys=(ApiKey(hash_key(key), _moment(expires)), *kept))
-    _write(path, principals)
-    _hand_over(path, principals[name], key, as_json)
+    following = ApiKey(hash_key(key), _moment(expires))
+    with _changing(file) as principals:
+        held = [one for one in _known(principals, name).keys if not one.expired(now)]
+        kept = [replace(one, not_after=min(end, one.not_after or end)) for one in held]
+        principal = principals[name] = replace(principals[name], keys=(following, *kept))
+    _hand_over(_file(file), principal, key, as_json)
 
 
 @app.command()
@@ -104,26 +109,25 @@ def revoke(
     file: File = None,
 ) -> None:
     """Take a principal's keys away, or one of them. Gateways refuse it some seconds later; running answers end."""
-    path, principals = _file(file), _principals(file)
-    principal = _known(principals, name)
-    gone = [one for one in principal.keys if one.fingerprint.startswith(key)]
-    if key and len(gone) != 1:
-        raise CommandError(
-            f"{name} has {len(gone)} keys whose fingerprint begins with {key!r}: `anyloop keys list`",
-            ExitCode.NOT_FOUND,
-        )
-    kept = tuple(one for one in principal.keys if one not in gone)
-    if kept:
-        principals[name] = replace(principal, keys=kept)
-    else:
-        del principals[name]
-    if not principals:
-        raise CommandError(
-            f"{name} is the last who may call, and a gateway takes an empty file for a broken one: "
-            "let somebody else in first",
-            ExitCode.REFUSED,
-        )
-    _write(path, principals)
+    with _changing(file) as principals:
+        principal = _known(principals, name)
+        gone = [one for one in principal.keys if one.fingerprint.startswith(key)]
+        if key and len(gone) != 1:
+            raise CommandError(
+                f"{name} has {len(gone)} keys whose fingerprint begins with {key!r}: `anyloop keys list`",
+                ExitCode.NOT_FOUND,
+            )
+        kept = tuple(one for one in principal.keys if one not in gone)
+        if kept:
+            principals[name] = replace(principal, keys=kept)
+        else:
+            del principals[name]
+        if not principals:
+            raise CommandError(
+                f"{name} is the last who may call, and a gateway takes an empty file for a broken one: "
+                "let somebody else in first",
+                ExitCode.REFUSED,
+            )
     console.print(f"{name}: {', '.join(one.fingerprint for one in gone)} revoked.", highlight=False)
 
 
@@ -171,7 +175,7 @@ def check(
         if one["state"] == "expired" or all(other["state"] != "valid" for other in row["keys"])
     ]
     if path.stat().st_mode & 0o022:
-        warnings.append(f"{path} can be written by others: chmod 600 {path}")
+        warnings.append(f"{path} can be written by others: chmod go-w {path}")
     if as_json:
         print_json({"file": str(path), "principals": len(principals), "warnings": warnings})
         return
@@ -245,6 +249,19 @@ def _file(given: Path | None) -> Path:
     return path
 
 
+@contextmanager
+def _changing(given: Path | None, *, may_be_missing: bool = False) -> Iterator[Principals]:
+    """The file's principals, to be changed in place; written afterwards, unless an error comes out of the block."""
+    path = _file(given)
+    try:
+        with only_one_changes(path):
+            principals = _principals(given, may_be_missing=may_be_missing)
+            yield principals
+            write_keys(path, principals)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}. Nothing was changed") from error
+
+
 def _principals(given: Path | None, *, may_be_missing: bool = False) -> Principals:
     path = _file(given)
     if may_be_missing and not path.exists():
@@ -261,21 +278,16 @@ def _known(principals: Principals, name: str) -> Principal:
     return principals[name]
 
 
-def _write(path: Path, principals: Principals) -> None:
-    try:
-        write_keys(path, principals)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}. Nothing was changed") from error
-
-
 def _moment(text: str) -> datetime | None:
     """`90d` from now, or an ISO 8601 time (UTC where it names no zone); None for "". Whole seconds, as in the file."""
     if not text:
         return None
-    if span := _SPAN.fullmatch(text):
-        return (datetime.now(UTC) + timedelta(**{_UNITS[span[2]]: int(span[1])})).replace(microsecond=0)
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        if span := _SPAN.fullmatch(text):
+            moment = datetime.now(UTC) + timedelta(**{_UNITS[span[2]]: int(span[1])})
+        else:
+            moment = datetime.fromisoformat(text)
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:  # not to be read, or after the year 9999
         raise CommandError(f"{text!r} is no time: use 12h, 90d or 2027-01-31T00:00:00Z", ExitCode.USAGE) from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).replace(microsecond=0)
+    return moment.replace(microsecond=0)

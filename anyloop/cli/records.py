@@ -29,7 +29,7 @@ def point_in_time(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})
         time = datetime.fromisoformat(text)
         return time if time.tzinfo else time.replace(tzinfo=UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # not to be read, or before the year 1
         raise CommandError(
             f"{text!r} is no point in time: use 15m, 2h, 3d or 2026-01-31T12:00:00Z", ExitCode.USAGE
         ) from error

@@ -1,4 +1,5 @@
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from typer.testing import CliRunner
 
 from anyloop.cli.app import app
 from anyloop.cli.exits import ExitCode
-from anyloop.keyfile import hash_key, read_keys
+from anyloop.keyfile import hash_key, only_one_changes, read_keys, write_keys
 
 
 @pytest.fixture
@@ -134,6 +135,9 @@ def test_check_says_whose_a_key_is(file: Path, runner: CliRunner) -> None:
     [
         (["new", "a b"], "names no principal"),
         (["new", "a", "--expires", "tomorrow"], "is no time"),
+        (["new", "a", "--expires", "99999999d"], "is no time"),
+        (["new", "a", "--expires", "9999999999999d"], "is no time"),
+        (["new", "a", "--expires", "9999-12-31T23:59:59-23:00"], "is no time"),
         (["rotate", "app", "--overlap", ""], "--overlap 24h"),
     ],
 )
@@ -142,6 +146,23 @@ def test_a_wrong_word_says_the_right_one(file: Path, runner: CliRunner, argument
     result = runner.invoke(app, ["keys", *arguments])
     assert result.exit_code == ExitCode.USAGE
     assert sentence in " ".join(result.stderr.split())
+
+
+def test_two_commands_at_once_undo_nothing(file: Path, runner: CliRunner) -> None:
+    """The second waits until the first has written, and reads what it left."""
+    made(runner, "new", "app")
+    made(runner, "new", "root", "--role", "admin")
+    with only_one_changes(file):
+        waiting = threading.Thread(target=made, args=(runner, "rotate", "app"))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        found = read_keys(file)
+        del found["root"]
+        write_keys(file, found)
+    waiting.join(10)
+    assert list(read_keys(file)) == ["app"], "what was revoked meanwhile stays revoked"
+    assert len(read_keys(file)["app"].keys) == 2
 
 
 def test_without_a_file_it_says_how_to_name_one(home: Path, runner: CliRunner) -> None:
