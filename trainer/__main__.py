@@ -78,7 +78,7 @@ def learn(settings: Settings, trainer: TrainerSettings, world: World, *, once: b
     registry = Registry(settings.effective_registry_dir)
     journal = Journal(folder / "rounds.jsonl")
     runner = RoundRunner(settings, trainer, event_log, registry, store, journal, world)
-    metrics.expect_learner(TOPICS)
+    metrics.expect_learner(TOPICS, trainer.min_feedback)
     stop_metrics = metrics.start_metrics_server(settings.metrics_port, settings.bind)
     intake = Intake(event_log, store, lambda: consumed_offsets(registry, GROUP), 86400 * trainer.dedupe_days)
     learner = Learner(intake, store, runner, registry, journal, trainer)

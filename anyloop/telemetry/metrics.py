@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 
 # From one decode step of a tiny model to a slow video.
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -19,6 +19,7 @@ _HTTP = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60
 _LOOP = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
 
 # Serving
+SERVING = Gauge("anyloop_serving", "1 while a replica answers: its health is SERVING", ["model_name"])
 NUM_REQUESTS_RUNNING = Gauge("anyloop_num_requests_running", "Requests being decoded", ["model_name"])
 NUM_REQUESTS_WAITING = Gauge("anyloop_num_requests_waiting", "Requests waiting for a slot", ["model_name"])
 TIME_TO_FIRST_TOKEN = Histogram(
@@ -60,6 +61,8 @@ HTTP_SECONDS = Histogram(
     "anyloop_http_request_seconds", "From a REST request to the end of its answer", ["route"], buckets=_HTTP
 )
 EDGE_REQUESTS = Counter("anyloop_edge_requests", "Clients' gRPC calls, by how they ended", ["method", "code"])
+# Without labels a gauge would be shown at 0 by every process, as if each were a gateway: see `_show`.
+GATEWAY_READY = Gauge("anyloop_gateway_ready", "1 while this gateway's /ready says ready", registry=None)
 BUILD_INFO = Gauge("anyloop_build_info", "1; the version is a label", ["version"])
 
 # Swap
@@ -99,6 +102,9 @@ TRAINER_FORGOTTEN = Counter(
     "anyloop_trainer_forgotten", "Kinds of work whose held-out margin fell by more than chance in a round's training"
 )
 TRAINER_FEEDBACK = Gauge("anyloop_trainer_feedback", "Feedback that no round has claimed: ready, or waiting", ["state"])
+TRAINER_MIN_FEEDBACK = Gauge(
+    "anyloop_trainer_min_feedback", "Ready feedback that starts a round once the log is quiet", registry=None
+)
 TRAINER_CHECKPOINT = Histogram(
     "anyloop_trainer_checkpoint_seconds", "Writing a checkpoint of a training under way", buckets=_PHASE
 )
@@ -109,7 +115,7 @@ TRAINER_FAILURES = Counter(
 )
 
 # Controller
-CONTROLLER_IS_LEADER = Gauge("anyloop_controller_is_leader", "1 while this controller holds the Lease")
+CONTROLLER_IS_LEADER = Gauge("anyloop_controller_is_leader", "1 while this controller holds the Lease", registry=None)
 CONTROLLER_RECONCILE = Histogram(
     "anyloop_controller_reconcile_seconds", "One look at a PolicyRollout", buckets=_LATENCY
 )
@@ -170,11 +176,14 @@ def expect_model(model: str) -> None:
         REQUEST_SUCCESS.labels(model, reason)
     for gauge in (NUM_REQUESTS_RUNNING, NUM_REQUESTS_WAITING):
         gauge.labels(model)
+    SERVING.labels(model)
     SWAP_FAILURES.labels(model)
 
 
-def expect_learner(topics: Iterable[str]) -> None:
-    """A trainer reads these topics in this process."""
+def expect_learner(topics: Iterable[str], min_feedback: int) -> None:
+    """A trainer reads these topics in this process, and begins a round with `min_feedback`."""
+    _show(TRAINER_MIN_FEEDBACK)
+    TRAINER_MIN_FEEDBACK.set(min_feedback)
     for topic in topics:
         DEAD_LETTERS.labels(topic)
         TRAINER_GAP.labels(topic)
@@ -188,11 +197,13 @@ def expect_gate() -> None:
 
 
 def expect_gateway() -> None:
+    _show(GATEWAY_READY)
     for outcome in ("done", "failed"):
         KEYS_RELOADS.labels(outcome)
 
 
 def expect_controller() -> None:
+    _show(CONTROLLER_IS_LEADER)
     for outcome in ("completed", "rolled_back", "superseded", "aborted"):
         ROLLOUTS.labels(outcome)
 
@@ -200,6 +211,16 @@ def expect_controller() -> None:
 def _expect_causes() -> None:
     for cause in ("log", "service", "disk", "round"):
         TRAINER_FAILURES.labels(cause)
+
+
+_shown: set[Gauge] = set()
+
+
+def _show(gauge: Gauge) -> None:
+    """Exports from now on what only one kind of process has."""
+    if gauge not in _shown:
+        _shown.add(gauge)
+        REGISTRY.register(gauge)
 
 
 _version_lock = threading.Lock()

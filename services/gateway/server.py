@@ -13,7 +13,7 @@ import uvicorn
 from anyloop.config import Settings
 from anyloop.log import open_log
 from anyloop.media.store import MediaStore
-from anyloop.telemetry.metrics import expect_gateway, start_metrics_server
+from anyloop.telemetry.metrics import GATEWAY_READY, expect_gateway, start_metrics_server
 from services.gateway.app import create_app
 from services.gateway.dataplane import DataPlane
 from services.gateway.edge import EdgeServer
@@ -23,6 +23,7 @@ from services.outbox import open_outbox
 
 logger = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_READY_S = 5.0  # how often the gateway looks whether it is ready; nobody may be asking for /ready
 _FLUSH_S = 1.0  # for the last feedback to reach the log; what remains waits on the disk for the next start
 
 
@@ -44,6 +45,16 @@ def _listen(host: str, port: int) -> socket.socket:
     # chunk waits for the client's delayed acknowledgement of the one before: 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+async def _note_readiness(plane: DataPlane) -> None:
+    """Until cancelled: the gateway is no longer ready then."""
+    try:
+        while True:
+            GATEWAY_READY.set(not await plane.problems())
+            await asyncio.sleep(_READY_S)
+    finally:
+        GATEWAY_READY.set(0)
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
@@ -86,8 +97,11 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         serving = asyncio.create_task(rest.serve(sockets=[listener]))
         logger.info("gateway serves", extra={"rest": settings.gateway_port, "grpc": edge.port})
         waiting = asyncio.create_task(stopping.wait())
+        looking = asyncio.create_task(_note_readiness(plane))
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
         plane.draining = True
         await edge.drain()
         rest.should_exit = True

@@ -17,6 +17,7 @@ from anyloop.log.spool import SpooledWriter
 from anyloop.registry import Registry, announce, serving_version
 from anyloop.registry.announce import PROMOTED
 from anyloop.sequence import Sequencer
+from anyloop.telemetry import metrics
 from anyloop.telemetry.metrics import start_metrics_server
 from anyloop.transport import TransportError, open_channel, server_credentials
 from protos.anyloop.v1 import decoder_pb2
@@ -118,7 +119,7 @@ class Replica:
             recorder = Recorder(spool, f"services/{kind.lineage}", settings.unlogged_responses)
             stack.push_async_callback(asyncio.to_thread, recorder.close)
             self._rpc.add(kind.service, kind.register, kind.build(self._parts(channel, recorder)))
-            operator = control.ControlServer(self._weights, self.promotions, self._inflight, self._rpc.leave)
+            operator = control.ControlServer(self._weights, self.promotions, self._inflight, self._leave)
             self._control.add(control.SERVICE, add_ControlServiceServicer_to_server, operator)
             await self._rpc.start()
             stack.push_async_callback(self._rpc.stop, 0.0)
@@ -133,7 +134,7 @@ class Replica:
         """Refuses new requests, lets running ones end within `grace` seconds (default: the setting), then releases
         everything."""
         grace = self._settings.drain_seconds if grace is None else grace
-        await self._rpc.leave()
+        await self._leave()
         cut = await self._inflight.drain(grace)
         if cut:
             logger.warning("%d requests were cut off after %g seconds", cut, grace)
@@ -180,7 +181,12 @@ class Replica:
         if serving:
             self._last.note(self.promotions.good)
             self._inflight.open()
+        metrics.SERVING.labels(self._kind.lineage).set(serving and not self._rpc.left)
         await self._rpc.set_serving(serving)
+
+    async def _leave(self) -> None:
+        metrics.SERVING.labels(self._kind.lineage).set(0)
+        await self._rpc.leave()
 
     def _parts(self, channel: grpc.aio.Channel, recorder: Recorder) -> Parts:
         model_dir = Path(self._settings.model_dir)

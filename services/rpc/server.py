@@ -26,7 +26,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # two replicas on one port would share requests without a word
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # Clients ping every 20 seconds; more often than every five minutes is taken for an attack where this is not said.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
@@ -83,6 +84,11 @@ class RpcServer:
             self.health_port = _listen(self._probed, self._health_address, None)
             await self._probed.start()
         await self._server.start()
+
+    @property
+    def left(self) -> bool:
+        """True from `leave` on."""
+        return self._left
 
     async def set_serving(self, serving: bool) -> None:
         for name in self._names:

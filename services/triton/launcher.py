@@ -1,4 +1,4 @@
-"""Starts Triton on a model repository and stops it cleanly: the binary of the `nvidia-pytriton` wheel or NVIDIA's image.
+"""Starts and stops Triton on a model repository: the binary of the `nvidia-pytriton` wheel or of NVIDIA's image.
 
 In the image the server lies in /opt/tritonserver with its backends in place, made for the image's own Python.
 """

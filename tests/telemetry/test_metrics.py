@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -40,6 +42,26 @@ def test_only_the_serving_version_is_shown() -> None:
     assert shown("model-a", "policy-000001") is None
     assert shown("model-a", "policy-000002") == 1
     assert shown("model-b", "policy-000001") == 1
+
+
+def test_gauges_of_one_kind_of_process_are_not_shown_by_the_others() -> None:
+    program = (
+        "from prometheus_client import generate_latest\n"
+        "from anyloop.telemetry import metrics\n"
+        "for expect in (lambda: 0, metrics.expect_gateway, lambda: metrics.expect_learner((), 500), "
+        "metrics.expect_controller, metrics.expect_controller):\n"
+        "    expect()\n"
+        "    print(*(line for line in generate_latest().decode().splitlines() if line.startswith(GAUGES)), sep=' ')\n"
+    )
+    gauges = ("anyloop_gateway_ready", "anyloop_trainer_min_feedback", "anyloop_controller_is_leader")
+    code = f"GAUGES = {gauges!r}\n{program}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    ready, waits, leads = (f"{name} {value}" for name, value in zip(gauges, ("0.0", "500.0", "0.0"), strict=True))
+    lines = said.splitlines()
+    assert lines[0] == ""
+    assert lines[1] == ready
+    assert lines[2] == f"{ready} {waits}"
+    assert lines[3] == lines[4] == f"{ready} {waits} {leads}"
 
 
 def test_a_server_exposes_them_until_it_is_stopped(unused_tcp_port: int) -> None:

@@ -1,13 +1,18 @@
 """Media downloads, the console, health, and the state of the loop."""
 
+import asyncio
 import re
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
 
 from anyloop.media.formats import write_audio
 from anyloop.registry.announce import announce
+from anyloop.telemetry.metrics import GATEWAY_READY
+from services.gateway import server
 from services.gateway.media import PIECE_BYTES
 
 
@@ -105,6 +110,25 @@ async def test_not_ready_says_why(start: Any) -> None:
     reply = await world.http.get("/ready")
     assert reply.status_code == 503
     assert reply.json()["reasons"] == ["policy service: no replica serves"]
+
+
+async def test_the_gauge_follows_readiness_though_nobody_asks_for_it(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def until(value: float) -> None:
+        async with asyncio.timeout(5):
+            while GATEWAY_READY._value.get() != value:  # noqa: ASYNC110 - the gateway sets it
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(server, "_READY_S", 0.02)
+    world = await start()
+    await until(1)
+    await world.health.set("anyloop.v1.PolicyService", health_pb2.HealthCheckResponse.NOT_SERVING)
+    await until(0)
+    await world.health.set("anyloop.v1.PolicyService", health_pb2.HealthCheckResponse.SERVING)
+    await until(1)
+    await world.end()
+    assert GATEWAY_READY._value.get() == 0
 
 
 async def test_the_openapi_document_describes_the_bodies(world: Any) -> None:

@@ -84,11 +84,21 @@ async def test_the_spans_of_the_host_stand_in_the_answer(policy: Running, host: 
 
 
 async def test_health_follows_the_host_and_its_weights_are_restored(policy: Running, host: FakeHost) -> None:
+    assert metrics.SERVING.labels("policy")._value.get() == 1
     host.alive = False
     await policy.until_health(NOT_SERVING)
+    assert metrics.SERVING.labels("policy")._value.get() == 0
     host.restart()
     await policy.until_health(SERVING)
     assert host.serving == BASE
+    assert metrics.SERVING.labels("policy")._value.get() == 1
+
+
+async def test_a_replica_that_drains_says_that_it_does_not_serve(policy: Running) -> None:
+    await policy.replica.stop(0.0)
+    assert metrics.SERVING.labels("policy")._value.get() == 0
+    await policy.replica._set_serving(True)  # a late look at the host
+    assert metrics.SERVING.labels("policy")._value.get() == 0
 
 
 async def test_a_passing_fault_of_a_switch_is_tried_again(tmp_path: Path, random_omni: Path, host: FakeHost) -> None:
