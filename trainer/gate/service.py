@@ -59,6 +59,7 @@ class Gate:
             try:
                 if not swept:
                     self._sweep()
+                    self._say_what_is_left_over()
                     swept = True
                 event = self.next_candidate()
                 if event is None:
@@ -157,10 +158,21 @@ class Gate:
         return decision, report
 
     def _serving(self, event: events_pb2.CheckpointEvent) -> str:
-        """What the candidate would replace: a version in its rollout is as good as serving, or its gain would be lost
-        to the next one that is merely better than what it replaces."""
+        """What the candidate would replace. Where rollouts promote, a version in its rollout is as good as serving, or
+        its gain would be lost to the next one that is merely better than what it replaces."""
         announced = self._announcements
-        return announced.approved("policy") or announced.serving("policy") or event.parent
+        rolled_out = announced.approved("policy") if self._gate.promotion == "rollout" else None
+        return rolled_out or announced.serving("policy") or event.parent
+
+    def _say_what_is_left_over(self) -> None:
+        left = self._announcements.approved("policy")
+        if left and self._gate.promotion == "direct":
+            log.warning(
+                "%s is approved and waits for a rollout, but this gate promotes directly (ANYLOOP_GATE_PROMOTION) and "
+                "compares with what serves: `anyloop checkpoints promote %s`, or the next promotion overtakes it",
+                left,
+                left,
+            )
 
     def _settled(self, event: events_pb2.CheckpointEvent) -> events_pb2.CheckpointEvent | None:
         """What somebody else has decided on the candidate meanwhile: an operator, or a second gate."""

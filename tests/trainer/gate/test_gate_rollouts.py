@@ -1,5 +1,6 @@
 """With ANYLOOP_GATE_PROMOTION=rollout the gate approves, and something else promotes."""
 
+import threading
 from functools import partial
 
 import pytest
@@ -77,6 +78,27 @@ def test_the_next_candidate_must_beat_the_version_in_its_rollout(loop: Loop, gat
     report = loop.registry.manifest(SECOND).gate
     assert report is not None
     assert report["serving"] == FIRST
+
+
+def test_an_approval_left_over_from_rollouts_is_said_and_no_measure_for_direct_promotion(
+    loop: Loop, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody rolls it out any more: measured against it, a version better than what serves might never come in."""
+    assert decide_next(gate).promote
+    candidate(loop)
+    direct = loop.gate()
+    stop = threading.Event()
+    thread = threading.Thread(target=direct.run, args=(stop,))
+    thread.start()
+    while loop.registry.manifest(SECOND).gate is None:
+        assert thread.is_alive()
+        stop.wait(0.05)
+    stop.set()
+    thread.join(30)
+    report = loop.registry.manifest(SECOND).gate
+    assert report is not None
+    assert report["serving"] == BASE
+    assert any(f"anyloop checkpoints promote {FIRST}" in line for line in caplog.messages)
 
 
 def test_a_rollback_of_the_rollout_meanwhile_makes_the_gate_compare_again(
