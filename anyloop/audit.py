@@ -63,19 +63,30 @@ def record(
 
 
 def audit_events(
-    log: EventLog, *, since: datetime | None = None, offset: int | None = None
+    log: EventLog,
+    *,
+    since: datetime | None = None,
+    offset: int | None = None,
+    end: int | None = None,
+    seen: dict[str, str] | None = None,
 ) -> Iterator[tuple[Record, events_pb2.AuditEvent]]:
-    """The entries in order, each act once. What cannot be read is logged and passed over. Raises UnknownTopic."""
-    seen: set[str] = set()
+    """The entries in order, each act once, and again where its outcome has changed: what failed may be done after all.
+
+    `end` is an offset to stop before; `seen` holds what was shown, for who goes on later. What cannot be read is logged
+    and passed over. Raises UnknownTopic.
+    """
+    outcomes = {} if seen is None else seen
     partition = None if offset is None else 0
     for entry in log.read(AUDIT, partition=partition, offset=offset, since=since):
+        if end is not None and entry.offset >= end:
+            return
         try:
             message = entry.event.unwrap()
         except PoisonEvent as error:
             logger.error("audit entry at offset %d ignored: %s", entry.offset, error)
             continue
-        if isinstance(message, events_pb2.AuditEvent) and message.audit_id not in seen:
-            seen.add(message.audit_id)
+        if isinstance(message, events_pb2.AuditEvent) and outcomes.get(message.audit_id) != message.outcome:
+            outcomes[message.audit_id] = message.outcome
             yield entry, message
 
 

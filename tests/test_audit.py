@@ -2,12 +2,13 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from anyloop import audit
-from anyloop.log import AUDIT, CHECKPOINTS, Event, EventLog, TopicSpec, open_log
+from anyloop.log import AUDIT, CHECKPOINTS, Event, EventLog, LogError, TopicSpec, open_log
 from anyloop.registry import announce
 from anyloop.telemetry.metrics import AUDIT_FAILURES
 
@@ -55,6 +56,39 @@ def test_the_same_act_said_twice_counts_once(log: EventLog) -> None:
         announce(log, "policy", "policy-000001", "promoted", decided_by="gate", audit_id="gate/policy-000001")
     assert entries(log) == [("promote", "policy-000001", "gate", "done")]
     assert log.end_offsets(AUDIT) == {0: 2}
+
+
+def test_a_decision_that_the_log_did_not_take_is_said_to_have_failed_and_to_be_done_when_it_is(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = log.append
+
+    def full(topic: str, event: Event) -> object:
+        if topic == CHECKPOINTS:
+            raise LogError("the disk is full", retriable=True)
+        return append(topic, event)
+
+    promote = partial(announce, log, "policy", "policy-000001", "promoted", decided_by="gate", audit_id="gate/1")
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "append", full)
+        with pytest.raises(LogError, match="full"):
+            promote()
+        with pytest.raises(LogError, match="full"):
+            announce(log, "policy", "policy-000002", "candidate")
+    act = ("promote", "policy-000001", "gate")
+    assert entries(log) == [(*act, "done"), (*act, "failed")]
+    assert "the disk is full" in [one.reason for _, one in audit.audit_events(log)][-1]
+    promote()
+    assert entries(log) == [(*act, "done"), (*act, "failed"), (*act, "done")]
+
+
+def test_who_goes_on_reading_later_is_told_nothing_twice_and_misses_nothing(log: EventLog) -> None:
+    for subject in ("a", "b"):
+        audit.record(log, action="promote", subject=subject, actor="gate", audit_id=subject)
+    seen: dict[str, str] = {}
+    assert [one.subject for _, one in audit.audit_events(log, end=1, seen=seen)] == ["a"]
+    audit.record(log, action="promote", subject="a", actor="gate", audit_id="a")
+    assert [one.subject for _, one in audit.audit_events(log, offset=1, seen=seen)] == ["b"]
 
 
 def test_without_its_topic_the_act_goes_on_and_the_entry_stands_in_the_process_log(

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from anyloop.cli.output import JsonFlag, errors
 from anyloop.config import Settings
 
 if TYPE_CHECKING:
-    from anyloop.log import EventLog, Record
+    from anyloop.log import Record
     from protos.anyloop.v1 import events_pb2
 
 _POLL_S = 0.5
@@ -38,6 +37,7 @@ def audit(
 
     The same entries stand in the log of the process that acted. `anyloop checkpoints list` shows where that has led.
     """
+    from anyloop.audit import audit_events
     from anyloop.cli.looking import opened_to_look
     from anyloop.cli.records import point_in_time
     from anyloop.cli.runfile import log_url
@@ -47,31 +47,23 @@ def audit(
     with opened_to_look(log_url(Settings())) as log:
         try:
             end = log.end_offsets(AUDIT)[0]
-            found = [entry for entry in _entries(log, end, start) if _wanted(entry, action, subject, actor)]
+            seen: dict[str, str] = {}  # what was said twice is shown once, also while following
+            entries = (_document(*one) for one in audit_events(log, since=start, end=end, seen=seen))
+            found = [entry for entry in entries if _wanted(entry, action, subject, actor)]
             for entry in found[-limit:] if limit else found:
                 _print(entry, as_json)
             if not found and not follow and not as_json:
                 errors.print("No such entry." if end else "Nothing was audited so far.", highlight=False)
             while follow:
                 time.sleep(_POLL_S)
-                for entry in _entries(log, offset=end):
-                    end = entry["offset"] + 1
+                for record, event in audit_events(log, offset=end, seen=seen):
+                    end, entry = record.offset + 1, _document(record, event)
                     if _wanted(entry, action, subject, actor):
                         _print(entry, as_json)
         except UnknownTopic as error:
             raise CommandError(
                 f"{error}: nothing was audited so far; make the topic with `anyloop topics apply`", ExitCode.NOT_FOUND
             ) from error
-
-
-def _entries(
-    log: "EventLog", end: int | None = None, since: datetime | None = None, offset: int | None = None
-) -> Iterator[dict[str, Any]]:
-    from anyloop.audit import audit_events
-
-    for record, event in audit_events(log, since=since, offset=offset):
-        if end is None or record.offset < end:
-            yield _document(record, event)
 
 
 def _document(record: "Record", event: "events_pb2.AuditEvent") -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from anyloop import audit
-from anyloop.log import CHECKPOINTS, Event, EventLog, PoisonEvent
+from anyloop.log import CHECKPOINTS, Event, EventLog, LogError, PoisonEvent
 from protos.anyloop.v1 import events_pb2
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ def announce(
     """Durable when it returns. `state` is a value of CheckpointEvent.State or a name ("promoted").
 
     A decision enters the audit trail first, so that none takes effect unseen: as `action` where its state does not say
-    enough ("rollback"), under `audit_id` where a killed process may announce the same decision again.
+    enough ("rollback"), under `audit_id` where a killed process may announce the same decision again. Raises LogError
+    where the log does not take it, and the trail says that it failed.
     """
     message = events_pb2.CheckpointEvent(
         lineage=lineage,
@@ -51,17 +54,22 @@ def announce(
         created_unix_ms=time.time_ns() // 1_000_000,
         report_json=json.dumps(report) if report else "",
     )
-    if act := _ACTIONS.get(message.state):
-        audit.record(
-            log,
-            action=action or act,
-            subject=version,
-            actor=decided_by or "anyloop",
-            reason=reason,
-            details={"lineage": lineage, "digest": digest, "parent": parent},
-            audit_id=audit_id,
-        )
-    log.append(CHECKPOINTS, Event.wrap(message, key=version, source=f"registry/{decided_by or 'anyloop'}"))
+    enter = partial(
+        audit.record,
+        log,
+        action=action or _ACTIONS.get(message.state, ""),
+        subject=version,
+        actor=decided_by or "anyloop",
+        details={"lineage": lineage, "digest": digest, "parent": parent},
+        audit_id=audit_id or uuid.uuid4().hex,
+    )
+    entered = message.state in _ACTIONS and enter(reason=reason)
+    try:
+        log.append(CHECKPOINTS, Event.wrap(message, key=version, source=f"registry/{decided_by or 'anyloop'}"))
+    except LogError as error:
+        if entered:
+            enter(outcome="failed", reason=f"the log did not confirm it: {error}")
+        raise
 
 
 def checkpoint_events(

@@ -72,8 +72,11 @@ def test_following_prints_what_comes(log: EventLog, runner: CliRunner, monkeypat
         looks.append(seconds)
         if len(looks) == 3:
             raise KeyboardInterrupt
+        twice = {"action": "promote", "actor": "gate", "audit_id": "same"}
         if len(looks) == 1:
-            audit.record(log, action="promote", subject="policy-000002", actor="gate")
+            audit.record(log, subject="policy-000002", **twice)
+        if len(looks) == 2:
+            audit.record(log, subject="policy-000002", **twice)
 
     monkeypatch.setattr(command.time, "sleep", sleep)
     result = runner.invoke(app, ["audit", "--follow", "--json"])
