@@ -65,7 +65,7 @@ class CertificateFiles:
         certificates = Certificates(_text(self._cert), _text(self._key), _text(self._ca) if self._ca else None)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self._cert, self._key)
+            context.load_cert_chain(self._cert, self._key, password=self._no_password)
         except (ssl.SSLError, OSError) as error:
             raise TransportError(f"{self._cert} and {self._key} are no certificate with its key: {error}") from error
         if self._ca:
@@ -74,6 +74,13 @@ class CertificateFiles:
             except (ssl.SSLError, OSError) as error:
                 raise TransportError(f"{self._ca} holds no certificates of an authority: {error}") from error
         return certificates
+
+    def _no_password(self) -> str:
+        """Without this, OpenSSL would ask for it on the terminal, and wait."""
+        raise TransportError(
+            f"the key {self._key} is encrypted, and nothing here knows its password: decrypt it "
+            "(openssl pkey -in KEY -out PLAIN) and let file permissions protect it"
+        )
 
 
 def certificate_files(settings: Settings) -> CertificateFiles | None:

@@ -1,6 +1,7 @@
 """Certificate files: which are refused, and how a renewal is taken up."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,12 @@ def test_a_secret_that_kubernetes_turns_around_is_seen(authority: Authority, tmp
     (mount / "..new").symlink_to("..2")
     os.replace(mount / "..new", mount / "..data")
     assert files.current().cert != first.cert
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(authority: Authority, tmp_path: Path) -> None:
+    folder = authority.issue(tmp_path / "pod", "pod")
+    locked = folder / "locked.key"
+    lock = ["openssl", "pkey", "-in", folder / "tls.key", "-out", locked, "-aes256", "-passout", "pass:secret"]
+    subprocess.run(lock, check=True, capture_output=True)
+    with pytest.raises(TransportError, match=r"the key .*locked\.key is encrypted"):
+        CertificateFiles(folder / "tls.crt", locked, folder / "ca.crt")
