@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protos.anyloop.v1 import events_pb2
-from trainer.join import Joined, distinct, join, named_responses
+from trainer.join import Joined, distinct, join, named_responses, supersedes
 from trainer.replay_buffer import ReplayBuffer
 from trainer.state_file import StateFile, StateInUse
 from trainer.trace_store import TraceStore
@@ -139,10 +139,29 @@ class JoinStore:
 
     def _insert_response(self, event: events_pb2.ResponseEvent, now: float) -> None:
         row = (event.response_id, event.conversation_id, event.created_unix_ms, event.SerializeToString(), now)
-        if self._db.execute("INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?, ?)", row).rowcount:
+        new = self._db.execute("INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?, ?)", row).rowcount
+        if new or self._supersede(event):
             self._db.execute(_SETTLE + "response = ?", (event.response_id,))
             self._db.execute(_SETTLE + "worse = ?", (event.response_id,))
             self._db.execute(_SETTLE + "conversation = ? AND response = ''", (event.conversation_id,))
+
+    def _supersede(self, event: events_pb2.ResponseEvent) -> bool:
+        """Puts a later attempt at an answer in the place of the one before it, and joins anew what no round has."""
+        if not event.attempt:
+            return False
+        known = self._db.rows("SELECT data FROM response WHERE id = ?", (event.response_id,))[0][0]
+        if not supersedes(event, events_pb2.ResponseEvent.FromString(known)):
+            return False
+        self._db.execute(
+            "UPDATE response SET conversation = ?, created = ?, data = ? WHERE id = ?",
+            (event.conversation_id, event.created_unix_ms, event.SerializeToString(), event.response_id),
+        )
+        self._db.execute(
+            "UPDATE feedback SET delay = NULL WHERE round IS NULL"
+            " AND (response = ? OR (response = '' AND conversation = ?))",
+            (event.response_id, event.conversation_id),
+        )
+        return True
 
     def _move(self, positions: Mapping[tuple[str, int], int]) -> None:
         for (topic, partition), following in positions.items():

@@ -21,7 +21,7 @@ from trainer.config import TrainerSettings
 from trainer.distributed import World
 from trainer.fault_points import FaultPoint, reached
 from trainer.handover import APPROVED, PROMOTED, REJECTED, announce_candidate, await_gate, await_rollout, observe_delay
-from trainer.join import Joined
+from trainer.join import Joined, event_id
 from trainer.join_store import JoinStore, Round
 from trainer.journal import Journal
 from trainer.publish import UsedElsewhere, published_by_round
@@ -104,7 +104,7 @@ class RoundRunner:
         """Of the answers that are learned from and of what was said of them."""
         if not tracing.on():
             return []
-        names = (name for one in joined for name in (one.response.response_id, one.feedback.feedback_id))
+        names = (name for one in joined for name in (event_id(one.response), one.feedback.feedback_id))
         return self._context.store.traces.of(names)
 
     def forget_training(self) -> None:

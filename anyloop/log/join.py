@@ -24,6 +24,17 @@ def named_responses(event: events_pb2.FeedbackEvent) -> list[str]:
     return [name for name in (feedback.response_id, feedback.preferred_over) if name]
 
 
+def event_id(response: events_pb2.ResponseEvent) -> str:
+    """Under which a response stands in the log: two attempts at one answer are two events."""
+    return f"{response.response_id}/{response.attempt}" if response.attempt else response.response_id
+
+
+def supersedes(response: events_pb2.ResponseEvent, known: events_pb2.ResponseEvent) -> bool:
+    """Whether `response`, of the id of `known`, is the one that its client saw. Nobody else's event is, whatever it
+    says."""
+    return response.attempt > known.attempt and response.principal == known.principal
+
+
 def join_one(
     event: events_pb2.FeedbackEvent,
     responses: Mapping[str, events_pb2.ResponseEvent],
@@ -56,9 +67,14 @@ def join(
 ) -> tuple[list[Joined], list[events_pb2.FeedbackEvent]]:
     """All feedback that has its responses, oldest first, and all that still waits.
 
-    Of events with the same id, or with the same principal and idempotency key, the oldest counts.
+    Of events with the same id, or with the same principal and idempotency key, the oldest counts; of attempts at one
+    answer the last.
     """
-    by_id = {response.response_id: response for response in sorted(responses, key=_response_order, reverse=True)}
+    by_id: dict[str, events_pb2.ResponseEvent] = {}
+    for response in sorted(responses, key=_response_order):
+        known = by_id.get(response.response_id)
+        if known is None or supersedes(response, known):
+            by_id[response.response_id] = response
     conversations: dict[str, list[events_pb2.ResponseEvent]] = {}
     for response in by_id.values():
         conversations.setdefault(response.conversation_id, []).append(response)

@@ -9,16 +9,18 @@ import grpc
 from protos.anyloop.v1 import policy_pb2
 
 
-async def answered(ask: Callable[[float], Any], seconds: float) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
-    """The events of the call that `ask(timeout)` begins, within `seconds` altogether.
+async def answered(
+    ask: Callable[[float, int], Any], seconds: float
+) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
+    """The events of the call that `ask(timeout, asked_before)` begins, within `seconds` altogether.
 
     gRPC repeats a call until the other side's first headers are here; a replica that dies between them and its first
     token leaves the rest to us. Raises AioRpcError.
     """
     ends = time.monotonic() + seconds
-    again = True
+    asked_before = 0
     while True:
-        call = ask(max(0.0, ends - time.monotonic()))
+        call = ask(max(0.0, ends - time.monotonic()), asked_before)
         begun = False
         try:
             async for event in call:
@@ -26,8 +28,8 @@ async def answered(ask: Callable[[float], Any], seconds: float) -> AsyncGenerato
                 yield event
             return
         except grpc.aio.AioRpcError as error:
-            if begun or not again or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            if begun or asked_before or error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-            again = False
+            asked_before += 1
         finally:
             call.cancel()

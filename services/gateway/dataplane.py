@@ -30,6 +30,7 @@ from services.gateway.media import MediaDesk
 from services.gateway.quotas import tokens_used
 from services.gateway.response_ids import NAME, carried_conversation, new_response_id
 from services.gateway.schemas import MODEL_NAME
+from services.rpc.attempt import metadata_of
 from services.rpc.server import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,12 @@ class DataPlane:
         limit = self.settings.request_timeout_s
         seconds = min(limit, timeout_s) if timeout_s is not None else limit
         span = AnswerSpan(prepared)
-        answer = answered(lambda left: self._policy.Generate(prepared, timeout=left, metadata=span.metadata), seconds)
+
+        def ask(left: float, asked_before: int) -> Any:
+            sent = (*span.metadata, *metadata_of(asked_before))
+            return self._policy.Generate(prepared, timeout=left, metadata=sent)
+
+        answer = answered(ask, seconds)
         self._answering.add(prepared.response_id)
         noted: asyncio.Task[None] | None = None  # the first token does not wait for the ledger, the end does
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from anyloop.log import RESPONSES
+from anyloop.log.join import event_id
 from anyloop.modality import Modality
 from anyloop.sequence import Codes
 from anyloop.telemetry import metrics, tracing
@@ -25,6 +26,7 @@ from services.replica.prompts import MediaCodes, PromptBuilder, check_identifier
 from services.replica.recorder import Recorder
 from services.replica.sampling import SamplingDefaults, resolve, to_host
 from services.replica.scoring import Scores
+from services.rpc.attempt import attempt_of
 from services.rpc.errors import invalid
 
 SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -45,6 +47,7 @@ class Asked:
     prompt: list[int]
     modalities: list[Modality]
     sampling: types_pb2.SamplingParams
+    attempt: int
 
 
 class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
@@ -76,7 +79,8 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> AsyncIterator[policy_pb2.GenerateResponse]:
         deadline = Deadline.of(context, self._longest_seconds)
         key = request.principal or context.peer()
-        async with aclosing(relay(context, self._inflight, partial(self._answer, request, key, deadline))) as events:
+        work = partial(self._answer, request, key, attempt_of(context), deadline)
+        async with aclosing(relay(context, self._inflight, work)) as events:
             async for event in events:
                 yield event
 
@@ -85,10 +89,12 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> scoring_pb2.ScoreResponse:
         return await self._scores.answer(request, context)
 
-    async def _answer(self, request: policy_pb2.GenerateRequest, key: str, deadline: Deadline, send: Send) -> None:
+    async def _answer(
+        self, request: policy_pb2.GenerateRequest, key: str, attempt: int, deadline: Deadline, send: Send
+    ) -> None:
         if not request.unlogged:
             self._recorder.admit()
-        asked = await self._check(request, key, deadline)
+        asked = await self._check(request, key, attempt, deadline)
         bind(response_id=asked.response_id)
         decode = None if request.tokens_only else partial(self._decode, deadline)
         answer = Answer(self._prompts.sequencer, decode, asked.sampling.stop)
@@ -126,7 +132,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         for event in answer.finish():
             send(event)
 
-    async def _check(self, request: policy_pb2.GenerateRequest, key: str, deadline: Deadline) -> Asked:
+    async def _check(self, request: policy_pb2.GenerateRequest, key: str, attempt: int, deadline: Deadline) -> Asked:
         """Raises RpcError INVALID_ARGUMENT or NOT_FOUND."""
         if request.prompt_token_ids and request.messages:
             raise invalid("send messages or prompt_token_ids, not both")
@@ -151,6 +157,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
             prompt=prompt,
             modalities=modalities,
             sampling=resolve(request.sampling, self._defaults, len(prompt), self._capacity),
+            attempt=attempt,
         )
 
     async def _decode(self, deadline: Deadline, codes: Codes) -> types_pb2.MediaRef:
@@ -160,7 +167,7 @@ class PolicyServer(policy_pb2_grpc.PolicyServiceServicer):
         """An answer of which the client may have seen something is in the log; one that never began is not."""
         if output.tokens and not asked.request.unlogged:
             event = _event(asked, answer, output)
-            await self._recorder.record(RESPONSES, event, asked.conversation_id, asked.response_id)
+            await self._recorder.record(RESPONSES, event, asked.conversation_id, event_id(event))
 
 
 def _started(asked: Asked, output: Output) -> policy_pb2.GenerateResponse:
@@ -202,4 +209,5 @@ def _event(asked: Asked, answer: Answer, output: Output) -> events_pb2.ResponseE
         finish_reason=output.finish,
         created_unix_ms=time.time_ns() // 1_000_000,
         metadata=asked.request.metadata,
+        attempt=asked.attempt,
     )

@@ -54,3 +54,17 @@ def test_the_same_idempotency_key_counts_once_per_principal() -> None:
     ]
     joined, _ = join(events, [response("a")])
     assert [one.feedback.feedback_id for one in joined] == ["f1", "f3"]
+
+
+@given(st.permutations([0, 1, 2]))
+def test_of_attempts_at_one_answer_the_last_counts_in_whatever_order_they_came(order: list[int]) -> None:
+    """One that was generated into a broken connection may have ended before the last, or after it."""
+    attempts = [response("a", output=[at + 3], created=ended, attempt=at) for ended, at in enumerate(order)]
+    (joined,), _ = join([feedback("f", "a")], attempts)
+    assert joined.response.attempt == 2
+
+
+def test_an_attempt_that_somebody_else_claims_does_not_count() -> None:
+    events = [response("a", principal="ann"), response("a", principal="thief", created=2000, attempt=9)]
+    (joined,), _ = join([feedback("f", "a")], events)
+    assert joined.response.principal == "ann"

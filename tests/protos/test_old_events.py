@@ -22,7 +22,7 @@ EVENTS = {
     "checkpoint": "anyloop.v1.CheckpointEvent",
 }
 
-ADDED_SINCE: set[str] = set()  # names of fields that events have got after the first release
+ADDED_SINCE = {"attempt"}  # names of fields that events have got after the first release
 
 
 def event(name: str, data: bytes | None = None) -> Event:

@@ -14,9 +14,13 @@ def response(
     conversation: str = "",
     created: int = 1000,
     version: str = "policy-000000",
+    principal: str = "",
+    attempt: int = 0,
 ) -> events_pb2.ResponseEvent:
     return events_pb2.ResponseEvent(
         response_id=name,
+        principal=principal,
+        attempt=attempt,
         conversation_id=conversation or name,
         prompt_token_ids=prompt,
         output_token_ids=output,

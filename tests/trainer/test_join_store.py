@@ -439,3 +439,34 @@ def test_a_killed_writer_leaves_exactly_what_its_position_says(tmp_path: Path) -
         counts = store.counts()
         assert counts["responses"] == counts["feedback"] == store.positions().get(PLACE, 0)
         store.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "the first comes last"])
+def test_feedback_teaches_the_attempt_that_the_client_saw(tmp_path: Path, order: tuple[int, int]) -> None:
+    """A replica cut off from the gateway ends its answer into the void, and another one answers under the same id."""
+    store = JoinStore(tmp_path / "state.db")
+    for attempt in order:
+        store.apply([response("a", output=[3 + attempt], created=1000 + attempt, attempt=attempt)], [], {})
+    store.apply([response("b", output=[9])], [feedback("f", "a", label=True, preferred_over="b")], {})
+    claimed = store.begin_round(10, 10)
+    assert claimed is not None
+    (joined,) = store.claimed(claimed.id)
+    assert list(joined.response.output_token_ids) == [4]
+    assert store.counts()["responses"] == 2
+
+
+def test_what_had_joined_an_attempt_that_nobody_saw_joins_the_one_that_was(tmp_path: Path) -> None:
+    store = JoinStore(tmp_path / "state.db", late_after_s=10)
+    store.apply([response("a", created=1000)], [feedback("f", "a", created=20_000, label=True)], {})
+    assert store.ready()[0] == 0  # said 19 seconds after what nobody saw
+    store.apply([response("a", output=[5], created=15_000, attempt=5)], [], {})
+    assert store.ready()[0] == 1
+
+
+def test_an_attempt_that_somebody_else_claims_changes_nothing(tmp_path: Path) -> None:
+    store = JoinStore(tmp_path / "state.db")
+    store.apply([response("a", principal="ann")], [feedback("f", "a", label=True)], {})
+    store.apply([response("a", output=[9], principal="thief", attempt=9)], [], {})
+    claimed = store.begin_round(10, 10)
+    assert claimed is not None
+    assert list(store.claimed(claimed.id)[0].response.output_token_ids) == [3, 4]

@@ -26,7 +26,7 @@ from protos.anyloop.v1 import feedback_pb2 as protos_dot_anyloop_dot_v1_dot_feed
 from protos.anyloop.v1 import types_pb2 as protos_dot_anyloop_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/anyloop/v1/events.proto\x12\nanyloop.v1\x1a protos/anyloop/v1/feedback.proto\x1a\x1dprotos/anyloop/v1/types.proto\"\xa9\x04\n\rResponseEvent\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12%\n\x08messages\x18\x04 \x03(\x0b\x32\x13.anyloop.v1.Message\x12%\n\x08response\x18\x05 \x01(\x0b\x32\x13.anyloop.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x12\x18\n\x10output_token_ids\x18\x07 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x08 \x03(\x02\x12,\n\x08sampling\x18\t \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12.\n\rversion_spans\x18\n \x03(\x0b\x32\x17.anyloop.v1.VersionSpan\x12(\n\nmodalities\x18\x0b \x03(\x0e\x32\x14.anyloop.v1.Modality\x12/\n\rfinish_reason\x18\x0c \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12\x17\n\x0f\x63reated_unix_ms\x18\r \x01(\x03\x12\x39\n\x08metadata\x18\x0e \x03(\x0b\x32\'.anyloop.v1.ResponseEvent.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x01\n\rFeedbackEvent\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x03 \x01(\x0b\x32\x14.anyloop.v1.Feedback\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"\xca\x01\n\rCritiqueEvent\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12\x13\n\x0bresponse_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x63ritique\x18\x04 \x01(\t\x12\x18\n\x10\x63ritique_version\x18\x05 \x01(\t\x12\x19\n\x11refined_token_ids\x18\x06 \x03(\x05\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x08 \x01(\x03\"\xc8\x02\n\x0f\x43heckpointEvent\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.anyloop.v1.CheckpointEvent.State\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\ndecided_by\x18\x07 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x08 \x01(\x03\x12\x13\n\x0breport_json\x18\t \x01(\t\"o\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_CANDIDATE\x10\x01\x12\x12\n\x0eSTATE_PROMOTED\x10\x02\x12\x12\n\x0eSTATE_REJECTED\x10\x03\x12\x12\n\x0eSTATE_APPROVED\x10\x04\"\xac\x01\n\nAuditEvent\x12\x10\n\x08\x61udit_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x14\n\x0c\x64\x65tails_json\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/anyloop/v1/events.proto\x12\nanyloop.v1\x1a protos/anyloop/v1/feedback.proto\x1a\x1dprotos/anyloop/v1/types.proto\"\xba\x04\n\rResponseEvent\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12%\n\x08messages\x18\x04 \x03(\x0b\x32\x13.anyloop.v1.Message\x12%\n\x08response\x18\x05 \x01(\x0b\x32\x13.anyloop.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x12\x18\n\x10output_token_ids\x18\x07 \x03(\x05\x12\x17\n\x0foutput_logprobs\x18\x08 \x03(\x02\x12,\n\x08sampling\x18\t \x01(\x0b\x32\x1a.anyloop.v1.SamplingParams\x12.\n\rversion_spans\x18\n \x03(\x0b\x32\x17.anyloop.v1.VersionSpan\x12(\n\nmodalities\x18\x0b \x03(\x0e\x32\x14.anyloop.v1.Modality\x12/\n\rfinish_reason\x18\x0c \x01(\x0e\x32\x18.anyloop.v1.FinishReason\x12\x17\n\x0f\x63reated_unix_ms\x18\r \x01(\x03\x12\x39\n\x08metadata\x18\x0e \x03(\x0b\x32\'.anyloop.v1.ResponseEvent.MetadataEntry\x12\x0f\n\x07\x61ttempt\x18\x0f \x01(\x05\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x01\n\rFeedbackEvent\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x03 \x01(\x0b\x32\x14.anyloop.v1.Feedback\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"\xca\x01\n\rCritiqueEvent\x12\x13\n\x0b\x63ritique_id\x18\x01 \x01(\t\x12\x13\n\x0bresponse_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x63ritique\x18\x04 \x01(\t\x12\x18\n\x10\x63ritique_version\x18\x05 \x01(\t\x12\x19\n\x11refined_token_ids\x18\x06 \x03(\x05\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x08 \x01(\x03\"\xc8\x02\n\x0f\x43heckpointEvent\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.anyloop.v1.CheckpointEvent.State\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\ndecided_by\x18\x07 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x08 \x01(\x03\x12\x13\n\x0breport_json\x18\t \x01(\t\"o\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_CANDIDATE\x10\x01\x12\x12\n\x0eSTATE_PROMOTED\x10\x02\x12\x12\n\x0eSTATE_REJECTED\x10\x03\x12\x12\n\x0eSTATE_APPROVED\x10\x04\"\xac\x01\n\nAuditEvent\x12\x10\n\x08\x61udit_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x14\n\x0c\x64\x65tails_json\x18\x07 \x01(\t\x12\x0c\n\x04host\x18\x08 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSEEVENT_METADATAENTRY']._loaded_options = None
   _globals['_RESPONSEEVENT_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_RESPONSEEVENT']._serialized_start=112
-  _globals['_RESPONSEEVENT']._serialized_end=665
-  _globals['_RESPONSEEVENT_METADATAENTRY']._serialized_start=618
-  _globals['_RESPONSEEVENT_METADATAENTRY']._serialized_end=665
-  _globals['_FEEDBACKEVENT']._serialized_start=668
-  _globals['_FEEDBACKEVENT']._serialized_end=813
-  _globals['_CRITIQUEEVENT']._serialized_start=816
-  _globals['_CRITIQUEEVENT']._serialized_end=1018
-  _globals['_CHECKPOINTEVENT']._serialized_start=1021
-  _globals['_CHECKPOINTEVENT']._serialized_end=1349
-  _globals['_CHECKPOINTEVENT_STATE']._serialized_start=1238
-  _globals['_CHECKPOINTEVENT_STATE']._serialized_end=1349
-  _globals['_AUDITEVENT']._serialized_start=1352
-  _globals['_AUDITEVENT']._serialized_end=1524
+  _globals['_RESPONSEEVENT']._serialized_end=682
+  _globals['_RESPONSEEVENT_METADATAENTRY']._serialized_start=635
+  _globals['_RESPONSEEVENT_METADATAENTRY']._serialized_end=682
+  _globals['_FEEDBACKEVENT']._serialized_start=685
+  _globals['_FEEDBACKEVENT']._serialized_end=830
+  _globals['_CRITIQUEEVENT']._serialized_start=833
+  _globals['_CRITIQUEEVENT']._serialized_end=1035
+  _globals['_CHECKPOINTEVENT']._serialized_start=1038
+  _globals['_CHECKPOINTEVENT']._serialized_end=1366
+  _globals['_CHECKPOINTEVENT_STATE']._serialized_start=1255
+  _globals['_CHECKPOINTEVENT_STATE']._serialized_end=1366
+  _globals['_AUDITEVENT']._serialized_start=1369
+  _globals['_AUDITEVENT']._serialized_end=1541
 # @@protoc_insertion_point(module_scope)

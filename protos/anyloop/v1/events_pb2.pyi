@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ResponseEvent(_message.Message):
-    __slots__ = ("response_id", "conversation_id", "principal", "messages", "response", "prompt_token_ids", "output_token_ids", "output_logprobs", "sampling", "version_spans", "modalities", "finish_reason", "created_unix_ms", "metadata")
+    __slots__ = ("response_id", "conversation_id", "principal", "messages", "response", "prompt_token_ids", "output_token_ids", "output_logprobs", "sampling", "version_spans", "modalities", "finish_reason", "created_unix_ms", "metadata", "attempt")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class ResponseEvent(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     response_id: str
     conversation_id: str
     principal: str
@@ -46,7 +47,8 @@ class ResponseEvent(_message.Message):
     finish_reason: _types_pb2.FinishReason
     created_unix_ms: int
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, response_id: _Optional[str] = ..., conversation_id: _Optional[str] = ..., principal: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_types_pb2.Message, _Mapping]]] = ..., response: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., output_logprobs: _Optional[_Iterable[float]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., version_spans: _Optional[_Iterable[_Union[_types_pb2.VersionSpan, _Mapping]]] = ..., modalities: _Optional[_Iterable[_Union[_types_pb2.Modality, str]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., created_unix_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, response_id: _Optional[str] = ..., conversation_id: _Optional[str] = ..., principal: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_types_pb2.Message, _Mapping]]] = ..., response: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., output_logprobs: _Optional[_Iterable[float]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., version_spans: _Optional[_Iterable[_Union[_types_pb2.VersionSpan, _Mapping]]] = ..., modalities: _Optional[_Iterable[_Union[_types_pb2.Modality, str]]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., created_unix_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
     __slots__ = ("feedback_id", "principal", "feedback", "created_unix_ms", "idempotency_key")

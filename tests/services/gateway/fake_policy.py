@@ -9,6 +9,7 @@ import numpy as np
 from anyloop.media.formats import write_audio, write_image, write_video
 from anyloop.media.store import MediaStore, to_proto
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc, policy_pb2, policy_pb2_grpc, types_pb2
+from services.rpc.attempt import attempt_of
 
 VERSION = "policy-000003"
 PROMPT_TOKENS = 7
@@ -27,6 +28,7 @@ class FakePolicy(policy_pb2_grpc.PolicyServiceServicer):
     def __init__(self, store: MediaStore) -> None:
         self.store = store
         self.requests: list[policy_pb2.GenerateRequest] = []
+        self.attempts: list[int] = []
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
 
@@ -34,6 +36,7 @@ class FakePolicy(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[policy_pb2.GenerateResponse]:
         self.requests.append(request)
+        self.attempts.append(attempt_of(context))
         self.asked.set()
         said = "".join(part.text for part in request.messages[-1].parts) if request.messages else ""
         if said == "busy":

@@ -209,6 +209,15 @@ async def test_upstream_failures_map_to_http(
     assert "secret path" not in reply.text
 
 
+async def test_every_attempt_at_an_answer_has_its_own_number(world: Any) -> None:
+    """The gateway asks a second time, and gRPC sends each call up to five times: replicas may answer into the void."""
+    await world.say("drained")
+    attempts = world.policy.attempts
+    assert attempts == sorted(set(attempts))
+    assert attempts[0] == 0
+    assert attempts[-1] >= 5
+
+
 async def test_a_policy_service_that_hangs_is_504(start: Any) -> None:
     world = await start(request_timeout_s=0.3)
     reply = await world.say("silence")

@@ -115,8 +115,14 @@ AWAY = grpc.StatusCode.UNAVAILABLE
 
 async def outcome(*calls: Any, seconds: float = 10.0) -> tuple[int, int]:
     """(events, calls made); raises what comes through."""
-    left = list(calls)
-    events = [event async for event in answered(lambda timeout: left.pop(0), seconds)]
+    left, told = list(calls), []
+
+    def ask(timeout: float, asked_before: int) -> Any:
+        told.append(asked_before)
+        return left.pop(0)
+
+    events = [event async for event in answered(ask, seconds)]
+    assert told == list(range(len(told)))
     return len(events), len(calls) - len(left)
 
 

@@ -13,6 +13,7 @@ from anyloop.media.formats import read_audio, read_image, read_video, write_imag
 from anyloop.media.store import to_proto
 from protos.anyloop.v1 import policy_pb2, types_pb2
 from protos.anyloop.v1.policy_pb2_grpc import PolicyServiceStub
+from services.rpc.attempt import metadata_of
 from tests.services.running_replica import Running, message, running, settings_for, user
 
 TEXT, IMAGE = types_pb2.MODALITY_TEXT, types_pb2.MODALITY_IMAGE
@@ -206,3 +207,16 @@ async def test_many_requests_are_answered_together(policy: Running) -> None:
     assert [events[0].started.response_id for events in answers] == [f"r{seed}" for seed in range(24)]
     logged = await policy.events(RESPONSES, 24)
     assert {event.response_id for event in logged} == {f"r{seed}" for seed in range(24)}
+
+
+async def test_two_attempts_at_one_answer_are_two_events_and_say_which(policy: Running) -> None:
+    request = policy_pb2.GenerateRequest(
+        messages=[user("Hi")], modalities=[TEXT], sampling=sampling(max_tokens=3), response_id="resp-1"
+    )
+    for asked_before in (0, 1):
+        call = PolicyServiceStub(policy.channel).Generate(request, timeout=30, metadata=metadata_of(asked_before))
+        assert [event async for event in call]
+    first, second = await policy.events(RESPONSES, 2)
+    assert first.response_id == second.response_id == "resp-1"
+    assert 0 == first.attempt < second.attempt
+    assert [record.event.id for record in policy.log.read(RESPONSES)] == ["resp-1", f"resp-1/{second.attempt}"]
