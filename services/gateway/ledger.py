@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+# `principals` stands beside `responses` and not in it: after a rollback of the release, the one before writes to this
+# file, and it knows two columns.
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS responses (
-  response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL, principal TEXT NOT NULL DEFAULT ''
-);
+CREATE TABLE IF NOT EXISTS responses (response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS principals (response_id TEXT PRIMARY KEY, principal TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS log (identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS taken (
@@ -27,8 +28,6 @@ INSERT OR IGNORE INTO taken SELECT feedback_id, principal, body, early, x'' FROM
 DROP TABLE feedback;
 COMMIT;
 """
-# Nor who had been answered: nobody, so that a key for its own answers alone may not speak of those.
-_WITH_PRINCIPAL = "ALTER TABLE responses ADD COLUMN principal TEXT NOT NULL DEFAULT ''"
 _KEEP = 1_000_000  # rows of each index; the oldest go first
 _KEEP_EVENTS = 200_000  # of which this many with what was said
 _PRUNE_EVERY = 10_000
@@ -63,8 +62,6 @@ class Ledger:
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
             if self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'feedback'").fetchone():
                 self._db.executescript(_MIGRATION)
-            if "principal" not in [row[1] for row in self._db.execute("PRAGMA table_info(responses)")]:
-                self._db.execute(_WITH_PRINCIPAL)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -76,25 +73,36 @@ class Ledger:
 
     def conversation_of(self, response_id: str) -> str | None:
         """None for a response that this gateway does not know yet."""
-        return self._of_response("conversation_id", response_id)
+        return self._one("SELECT conversation_id FROM responses WHERE response_id = ?", response_id)
 
     def principal_of(self, response_id: str) -> str | None:
         """Who was answered, "" where that was not noted; None for a response that this gateway does not know yet."""
-        return self._of_response("principal", response_id)
+        return self._one(
+            "SELECT coalesce(principal, '') FROM responses LEFT JOIN principals USING (response_id)"
+            " WHERE response_id = ?",
+            response_id,
+        )
 
-    def _of_response(self, column: str, response_id: str) -> str | None:
+    def _one(self, query: str, response_id: str) -> str | None:
         with self._errors():
-            row = self._db.execute(f"SELECT {column} FROM responses WHERE response_id = ?", (response_id,)).fetchone()
+            row = self._db.execute(query, (response_id,)).fetchone()
         return None if row is None else str(row[0])
 
     def add_responses(self, rows: Iterable[tuple[str, str, str]], positions: Mapping[int, int] | None = None) -> None:
-        """Notes (response id, conversation id, principal) and, with them, how far the log has been read."""
+        """Notes (response id, conversation id, principal) and, with them, how far the log has been read. The first
+        note of a response stays: who says its id again gets neither it nor a word on it."""
+        rows = list(rows)
+        named = [(response_id, principal) for response_id, _, principal in rows if principal]
         with self._errors():
             self._db.execute("BEGIN")
             try:
-                self._db.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?)", rows)
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO responses (response_id, conversation_id) VALUES (?, ?)",
+                    [row[:2] for row in rows],
+                )
+                self._db.executemany("INSERT OR IGNORE INTO principals VALUES (?, ?)", named)
                 self._db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", (positions or {}).items())
-                self._prune("responses")
+                self._prune("responses", "principals")
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # a full disk may have rolled back already
@@ -145,9 +153,9 @@ class Ledger:
         with self._errors():
             self._db.close()
 
-    def _prune(self, table: str) -> None:
+    def _prune(self, *tables: str) -> None:
         self._writes += 1
-        if self._writes % _PRUNE_EVERY == 0:
+        for table in tables if self._writes % _PRUNE_EVERY == 0 else ():
             older = f"WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?"
             self._db.execute(f"DELETE FROM {table} {older}", (_KEEP,))
             if table == "taken":

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_the_oldest_rows_go_when_the_ledger_is_full(ledger: Ledger, monkeypatch:
     for number in range(5):
         ledger.add_responses([(f"r{number}", "c", "app")])
     assert [ledger.conversation_of(f"r{number}") for number in range(5)] == [None, None, "c", "c", "c"]
+    assert ledger._db.execute("SELECT response_id FROM principals").fetchall() == [("r2",), ("r3",), ("r4",)]
 
 
 def test_a_new_ledger_begins_a_week_back(tmp_path: Path, ledger: Ledger) -> None:
@@ -145,12 +147,39 @@ def test_two_logs_have_two_identities(url: str, other: str) -> None:
     assert log_identity(url) != log_identity(other)
 
 
+OF_BEFORE = "CREATE TABLE responses (response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL)"
+
+
 def test_a_ledger_of_a_release_that_noted_no_principal_gives_its_answers_to_nobody(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    with sqlite3.connect(path) as old:
-        old.execute("CREATE TABLE responses (response_id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL)")
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute(OF_BEFORE)
         old.execute("INSERT INTO responses VALUES ('r1', 'c1')")
     for _ in range(2):
         opened = Ledger(path)
         assert (opened.conversation_of("r1"), opened.principal_of("r1"), opened.principal_of("r2")) == ("c1", "", None)
         opened.close()
+
+
+def test_the_release_before_works_on_with_the_ledger_after_a_rollback(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    opened = Ledger(path)
+    opened.add_responses([("r1", "c1", "app")])
+    opened.close()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute(OF_BEFORE.replace("TABLE", "TABLE IF NOT EXISTS"))
+        old.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?)", [("r1", "c1"), ("r2", "c2")])
+    again = Ledger(path)
+    assert [(again.conversation_of(name), again.principal_of(name)) for name in ("r1", "r2")] == [
+        ("c1", "app"),
+        ("c2", ""),
+    ]
+    again.close()
+
+
+def test_a_response_stays_whose_it_was(ledger: Ledger) -> None:
+    ledger.add_responses([("r1", "c1", "victim"), ("old", "c1", "")])
+    ledger.add_responses([("r1", "c2", "thief")])
+    assert (ledger.conversation_of("r1"), ledger.principal_of("r1")) == ("c1", "victim")
+    ledger.add_responses([("r1", "c1", ""), ("old", "c1", "app")])  # the log says who was answered
+    assert (ledger.principal_of("r1"), ledger.principal_of("old")) == ("victim", "app")
