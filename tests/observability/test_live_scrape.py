@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from anyloop.log import RESPONSES, open_log
 from anyloop.registry import announce
 from anyloop.sequence import Sequencer
+from anyloop.telemetry import metrics
 from protos.anyloop.v1 import policy_pb2, policy_pb2_grpc
 from tests.models.random_omni import build_random_omni
 from tests.observability.loop_stack import Stack, serving
@@ -30,6 +31,8 @@ FOREIGN = {"nv_inference_request_failure", "up"}
 TARGET = {"namespace", "pod", "instance", "component", "job", "le"}
 
 PROMISED = {
+    "anyloop_serving",
+    "anyloop_gateway_ready",
     "anyloop_num_requests_running",
     "anyloop_num_requests_waiting",
     "anyloop_time_to_first_token_seconds",
@@ -106,6 +109,8 @@ def learn_some(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scrape(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metric]:
+    metrics.expect_learner((), 64)
+    metrics.expect_controller()
     learn_some(tmp_path_factory.mktemp("learning"))
     return asyncio.run(serve_some(tmp_path_factory.mktemp("serving")))
 

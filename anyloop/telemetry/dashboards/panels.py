@@ -12,6 +12,11 @@ Query = tuple[str, str]  # PromQL, legend
 
 NS = 'namespace=~"$namespace"'
 SERVING = f'{NS}, component!="policy-lab"'  # the pool that trainer and gate ask is no part of what clients see
+# Replicas that answer, by what they answer with: one whose engine is gone has a version, too.
+IN_SERVICE = (
+    f'count by (version) (anyloop_policy_version_info{{{SERVING}, model_name="policy"}} == 1 '
+    f'and on (namespace, pod, instance) anyloop_serving{{{SERVING}, model_name="policy"}} == 1)'
+)
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS = 24
 # What a viewer reads off the colour: fine, look at it, act.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from anyloop.telemetry.dashboards.panels import (
+    IN_SERVICE,
     NS,
     RED,
     SERVING,
@@ -19,8 +20,7 @@ from anyloop.telemetry.dashboards.panels import (
 _POLICY = f'{SERVING}, model_name="policy"'
 # A replica's figures, with the version that it serves as a label.
 _BY_VERSION = f"* on (namespace, pod, instance) group_left (version) (anyloop_policy_version_info{{{_POLICY}}} == 1)"
-# Every process exports the gauge, at zero; only a controller counts rollouts.
-_LEADER = f"anyloop_controller_is_leader{{{NS}}} and on (namespace, pod, instance) anyloop_rollouts_total"
+_LEADER = f"anyloop_controller_is_leader{{{NS}}}"  # only a controller exports it
 
 
 def rollout() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def _now() -> list[Panel]:
         names(
             "In service",
             "Replicas by the version that they serve.",
-            f"count by (version) (anyloop_policy_version_info{{{_POLICY}}} == 1)",
+            IN_SERVICE,
             "{{version}}",
             empty="no policy serves",
         ),
@@ -71,7 +71,7 @@ def _fleet() -> list[Panel]:
         graph(
             "Replicas by version",
             "As the replicas say it themselves.",
-            [(f"count by (version) (anyloop_policy_version_info{{{_POLICY}}} == 1)", "{{version}}")],
+            [(IN_SERVICE, "{{version}}")],
             width=12,
             stack=True,
             lines="stepAfter",

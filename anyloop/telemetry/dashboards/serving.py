@@ -3,6 +3,7 @@
 from typing import Any
 
 from anyloop.telemetry.dashboards.panels import (
+    IN_SERVICE,
     NS,
     RED,
     SERVING,
@@ -67,7 +68,7 @@ def _now() -> list[Panel]:
         names(
             "In service",
             "Replicas by the version that they serve. Several: a rollout, or one that does not follow.",
-            f"count by (version) (anyloop_policy_version_info{{{_POLICY}}} == 1)",
+            IN_SERVICE,
             "{{version}}",
             empty="no policy serves",
         ),
