@@ -1,6 +1,7 @@
 """Follows the keys file, so that keys are given, replaced and taken away without a restart."""
 
 import logging
+import queue
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from anyloop import audit
 from anyloop.keyfile import KeysFileError, Principal, Principals, read_keys
 from anyloop.log import EventLog
-from anyloop.telemetry.metrics import KEYS_RELOADS
+from anyloop.telemetry.metrics import AUDIT_FAILURES, KEYS_RELOADS
 from services.gateway.keys import KeyRing
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ class KeysWatcher:
     The file is read, not watched for events or times: a Kubernetes Secret is replaced by swapping a link above it. One
     that is broken, cut short or gone leaves the ring as it was; that is logged, counted and audited once, not at every
     look.
+
+    The audit trail is written by a second thread: a log that is slow or away must not hold a revocation back.
     """
 
     def __init__(self, path: Path, ring: KeyRing, log: EventLog, seconds: float) -> None:
@@ -29,14 +32,24 @@ class KeysWatcher:
         self._complaint = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keys-watcher", daemon=True)
+        self._entries: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._auditor = threading.Thread(target=self._audit, name="keys-audit", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._auditor.start()
 
     def close(self) -> None:
+        """What was seen reaches the audit trail first, where the log takes it within seconds."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_SECONDS)
+        self._entries.put(None)
+        if self._auditor.is_alive():
+            self._auditor.join(_CLOSE_SECONDS)
+        if self._auditor.is_alive():
+            AUDIT_FAILURES.inc()
+            logger.error("the audit trail may lack the last changes of the keys: the log does not take them")
 
     @property
     def complaint(self) -> str:
@@ -70,15 +83,14 @@ class KeysWatcher:
                 logger.exception("looking at the keys file failed")
 
     def _record(self, outcome: str, reason: str = "", details: Mapping[str, Any] | None = None) -> None:
-        audit.record(
-            self._log,
-            action="keys.reload",
-            subject=str(self._path),
-            actor="gateway",
-            outcome=outcome,
-            reason=reason,
-            details=details,
-        )
+        self._entries.put({"outcome": outcome, "reason": reason, "details": details})
+
+    def _audit(self) -> None:
+        while (entry := self._entries.get()) is not None:
+            try:
+                audit.record(self._log, action="keys.reload", subject=str(self._path), actor="gateway", **entry)
+            except Exception:  # the next one may be taken
+                logger.exception("a change of the keys did not reach the audit trail")
 
 
 def differences(before: Mapping[str, Principal], after: Principals) -> dict[str, list[str]]:

@@ -1,7 +1,10 @@
 """Keys that come, change, end and go while the gateway runs; and quotas of tokens and of answers at the same time."""
 
 import asyncio
+import json
 import os
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -89,7 +92,8 @@ def test_a_broken_file_keeps_the_keys_and_is_said_counted_and_audited_once(
     path = tmp_path / "keys.toml"
     write_keys(path, {"app": principal("app")})
     ring = KeyRing.load(path)
-    watcher = KeysWatcher(path, ring, log, 1.0)
+    watcher = KeysWatcher(path, ring, log, 60.0)
+    watcher.start()
     before = KEYS_RELOADS.labels("failed")._value.get()
     path.unlink() if broken is None else path.write_text(broken)
     for _ in range(3):
@@ -97,20 +101,51 @@ def test_a_broken_file_keeps_the_keys_and_is_said_counted_and_audited_once(
     assert ring.authenticate("Bearer key-app").principal == "app"
     assert KEYS_RELOADS.labels("failed")._value.get() == before + 1
     assert "keys.toml" in watcher.complaint
-    assert [(one.outcome, one.subject) for _, one in audit_events(log)] == [("failed", str(path))]
     write_keys(path, {"app": principal("app", "next")})
     watcher.look()
     assert watcher.complaint == ""
     assert ring.authenticate("Bearer next").principal == "app"
+    watcher.close()
+    assert [(one.outcome, one.subject) for _, one in audit_events(log)] == [("failed", str(path)), ("done", str(path))]
 
 
 def test_a_file_that_is_written_again_unchanged_is_no_event(tmp_path: Path, log: EventLog) -> None:
     path = tmp_path / "keys.toml"
     write_keys(path, {"app": principal("app")})
-    watcher = KeysWatcher(path, KeyRing.load(path), log, 1.0)
+    watcher = KeysWatcher(path, KeyRing.load(path), log, 60.0)
+    watcher.start()
     write_keys(path, {"app": principal("app")})
     watcher.look()
+    watcher.close()
     assert list(audit_events(log)) == []
+
+
+def test_a_log_that_hangs_holds_no_revocation_back(
+    tmp_path: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, taken, append = tmp_path / "keys.toml", threading.Event(), log.append
+
+    def slow(*arguments: Any) -> Any:
+        assert taken.wait(20)
+        return append(*arguments)
+
+    monkeypatch.setattr(log, "append", slow)
+    write_keys(path, {name: principal(name) for name in ("a", "b", "c")})
+    ring = KeyRing.load(path)
+    watcher = KeysWatcher(path, ring, log, 0.02)
+    watcher.start()
+    try:
+        for gone in ("a", "b"):
+            write_keys(path, {name: one for name, one in ring.principals.items() if name != gone})
+            for _ in range(250):
+                if gone not in ring.principals:
+                    break
+                time.sleep(0.02)
+            assert gone not in ring.principals, "the entry about it may wait, the revocation does not"
+    finally:
+        taken.set()
+        watcher.close()
+    assert [json.loads(one.details_json)["principals_removed"] for _, one in audit_events(log)] == [["a"], ["b"]]
 
 
 def test_a_key_ends_by_itself_at_its_time() -> None:
