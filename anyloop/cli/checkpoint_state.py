@@ -5,15 +5,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anyloop.log import EventLog
+    from anyloop.registry.announcements import Announcements
     from protos.anyloop.v1 import events_pb2
 
 
-def checkpoint_state(log: "EventLog", lineage: str) -> dict[str, Any]:
+class Remembered:
+    """The announcements over many looks at a log that is opened for each of them: every look reads what is new."""
+
+    def __init__(self) -> None:
+        self._url = ""
+        self._announcements: Announcements | None = None
+
+    def of(self, url: str, log: "EventLog") -> "Announcements":
+        from anyloop.registry.announcements import Announcements
+
+        if self._announcements is None or url != self._url:
+            self._url, self._announcements = url, Announcements(log)
+        else:
+            self._announcements.read_on(log)
+        return self._announcements
+
+
+def checkpoint_state(announcements: "Announcements", lineage: str) -> dict[str, Any]:
     """`serving` (the newest promotion), `decision` (the newest promotion, rejection or approval), `candidates` (without
     a verdict, in order) and `rollout` (the approved version that is being rolled out). Raises LogError."""
-    from anyloop.registry.announcements import Announcements
-
-    announcements = Announcements(log)
     return summary(
         announcements.of(lineage),
         [event.version for event in announcements.undecided(lineage)],

@@ -67,13 +67,19 @@ def list_checkpoints(
 @app.command()
 def show(version: str, as_json: JsonFlag = False) -> None:
     """The manifest of a version: files with hashes, parent, consumed offsets, metrics, gate decision; and what was
-    announced of it (candidate, approved, promoted, rejected), in order."""
+    announced of it (candidate, approved, promoted, rejected), in order; null while the log is away."""
     import json
+
+    from anyloop.log import LogError
 
     manifest = _manifest(_registry(), version)
     document = json.loads(manifest.to_json())
-    with _log(Settings()) as log:
-        document["announced"] = [_announcement(one) for one in _announced(log) if one.version == version]
+    try:
+        with _log(Settings()) as log:
+            document["announced"] = [_announcement(one) for one in _announced(log) if one.version == version]
+    except LogError as error:
+        document["announced"] = None
+        errors.print(f"[yellow]warning:[/] what was announced of it is unknown: {escape(str(error))}", highlight=False)
     if as_json:
         print_json(document)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anyloop.cli.looking import missing_log
 
 if TYPE_CHECKING:
+    from anyloop.cli.checkpoint_state import Remembered
     from anyloop.log import EventLog
 
 TRAINER_GROUP = "anyloop.trainer"
@@ -26,9 +27,10 @@ class LogState:
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)  # by lineage, as `checkpoint_state` tells them
 
 
-def log_state(url: str) -> LogState:
-    """Never raises for a log that is away, refuses, or does not exist."""
-    from anyloop.cli.checkpoint_state import checkpoint_state
+def log_state(url: str, remembered: "Remembered | None" = None) -> LogState:
+    """Never raises for a log that is away, refuses, or does not exist. Who looks again and again passes what it
+    remembers of the looks before."""
+    from anyloop.cli.checkpoint_state import Remembered, checkpoint_state
     from anyloop.cli.replay.letters import GROUP as LETTERS_GROUP
     from anyloop.log import CHECKPOINTS, FEEDBACK, RESPONSES, TOPICS, LogError, UnknownTopic
 
@@ -47,7 +49,8 @@ def log_state(url: str) -> LogState:
                 except UnknownTopic:
                     continue
                 if spec.name == CHECKPOINTS and state.events[spec.name]:
-                    state.checkpoints = {name: checkpoint_state(log, name) for name in ("policy", "critique")}
+                    announcements = (remembered or Remembered()).of(url, log)
+                    state.checkpoints = {name: checkpoint_state(announcements, name) for name in ("policy", "critique")}
                 if spec.name in (RESPONSES, FEEDBACK):
                     state.lag[spec.name] = log.lag(TRAINER_GROUP, [spec.name])
             if not state.events:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from anyloop.cli.checkpoint_state import Remembered
 from anyloop.cli.exits import ExitCode
 from anyloop.cli.output import JsonFlag, console, message_dict, print_json
 from anyloop.config import Settings
@@ -39,8 +40,9 @@ def status(
         return
     try:
         if as_json:
+            remembered = Remembered()
             while True:
-                typer.echo(json.dumps(look(settings, url), ensure_ascii=False))
+                typer.echo(json.dumps(look(settings, url, remembered), ensure_ascii=False))
                 time.sleep(interval)
         _watch(settings, url, interval)
     except KeyboardInterrupt:
@@ -52,14 +54,16 @@ def _watch(settings: Settings, url: str, interval: float) -> None:
 
     from anyloop.cli.status_screen import screen
 
-    with Live(screen(look(settings, url), time.time()), console=console, auto_refresh=False) as live:
+    remembered = Remembered()
+    with Live(screen(look(settings, url, remembered), time.time()), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(screen(look(settings, url), time.time()), refresh=True)
+            live.update(screen(look(settings, url, remembered), time.time()), refresh=True)
 
 
-def look(settings: Settings, url: str = "") -> dict[str, Any]:
-    """Everything that can be learned now. Raises CommandError on certificates that cannot be used."""
+def look(settings: Settings, url: str = "", remembered: Remembered | None = None) -> dict[str, Any]:
+    """Everything that can be learned now; `remembered` from the looks before. Raises CommandError on certificates that
+    cannot be used."""
     from anyloop.cli.journal import Journal
     from anyloop.cli.log_state import log_state, outboxes
     from anyloop.cli.probes import GrpcHealth
@@ -77,7 +81,7 @@ def look(settings: Settings, url: str = "") -> dict[str, Any]:
         ready = asking.submit(is_ready)
         asked = {name: asking.submit(fleet, settings, name) for name in ("policy", "critique")}
         decoders = asking.submit(GrpcHealth(setting(settings, "decoder_target"), settings).ready)
-        log = asking.submit(log_state, log_url(settings))
+        log = asking.submit(log_state, log_url(settings), remembered)
     described = addresses(settings)
     fleets = {name: one.result() for name, one in asked.items()}
     journal = Journal(settings.home / "trainer" / "rounds.jsonl")

@@ -15,6 +15,10 @@ class Announcements:
         self._next = 0
         self._events: list[events_pb2.CheckpointEvent] = []
 
+    def read_on(self, log: EventLog) -> None:
+        """From the same log, opened anew."""
+        self._log = log
+
     def of(self, lineage: str) -> list[events_pb2.CheckpointEvent]:
         """All announcements of a lineage, in order."""
         self._refresh()

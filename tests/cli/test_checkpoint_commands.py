@@ -8,7 +8,7 @@ from anyloop import audit
 from anyloop.cli.app import app
 from anyloop.cli.exits import ExitCode
 from anyloop.config import Settings
-from anyloop.log import open_log
+from anyloop.log import LogError, open_log
 from anyloop.registry import Registry, announce, serving_version
 from tests.models.random_omni import build_random_omni
 
@@ -61,6 +61,19 @@ def test_show_prints_the_manifest(versions: list[str], runner: CliRunner) -> Non
     manifest = json.loads(runner.invoke(app, ["checkpoints", "show", versions[1], "--json"]).stdout)
     assert manifest["parent"] == versions[0]
     assert "model.safetensors" in manifest["files"]
+
+
+def test_show_prints_the_manifest_also_while_the_log_is_away(
+    versions: list[str], runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: str) -> None:
+        raise LogError("no broker answers", retriable=True)
+
+    monkeypatch.setattr("anyloop.log.open_log", away)
+    result = runner.invoke(app, ["checkpoints", "show", versions[1], "--json"])
+    assert result.exit_code == 0
+    assert (json.loads(result.stdout)["parent"], json.loads(result.stdout)["announced"]) == (versions[0], None)
+    assert "no broker answers" in result.stderr
 
 
 def test_rollback_goes_to_the_version_that_served_before(versions: list[str], runner: CliRunner) -> None:

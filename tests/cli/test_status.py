@@ -7,12 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from anyloop.cli.app import app
+from anyloop.cli.checkpoint_state import Remembered
 from anyloop.cli.exits import ExitCode
 from anyloop.cli.log_state import log_state, outboxes
 from anyloop.config import Settings
-from anyloop.log import FEEDBACK, RESPONSES, Event, dlq, open_log
+from anyloop.log import FEEDBACK, RESPONSES, Event, EventLog, dlq, open_log
 from anyloop.log.spool_segments import encode
 from anyloop.log.spool_state import DrainState, StateFile
+from anyloop.registry import announce, announcements
 from protos.anyloop.v1 import events_pb2
 
 
@@ -108,3 +110,26 @@ def test_an_outbox_holds_what_is_behind_its_cursor(tmp_path: Path) -> None:
     state.close()
     assert outboxes(tmp_path) == {"policy": 2 * len(second)}
     assert outboxes(tmp_path / "nowhere") == {}
+
+
+def test_who_watches_reads_of_the_checkpoints_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, other = f"sqlite://{tmp_path}/log.db", f"sqlite://{tmp_path}/other.db"
+    for one, version in ((url, "policy-000000"), (other, "policy-000007")):
+        with open_log(one) as log:
+            log.ensure_topics()
+            announce(log, "policy", version, "promoted", decided_by="base")
+    offsets, events = [], announcements.checkpoint_events
+
+    def counted(log: EventLog, *, offset: int) -> object:
+        offsets.append(offset)
+        return events(log, offset=offset)
+
+    monkeypatch.setattr(announcements, "checkpoint_events", counted)
+    remembered = Remembered()
+    assert log_state(url, remembered).checkpoints["policy"]["serving"]["version"] == "policy-000000"
+    log_state(url, remembered)
+    with open_log(url) as log:
+        announce(log, "policy", "policy-000001", "promoted", decided_by="gate")
+    assert log_state(url, remembered).checkpoints["policy"]["serving"]["version"] == "policy-000001"
+    assert offsets == [0, 1], "the second look found nothing new, the third one announcement"
+    assert log_state(other, remembered).checkpoints["policy"]["serving"]["version"] == "policy-000007"

@@ -18,7 +18,7 @@ from anyloop.cli.journal import Journal
 from anyloop.cli.status_screen import ago, screen
 from anyloop.config import Settings
 from anyloop.log import open_log
-from anyloop.registry import announce
+from anyloop.registry import Announcements, announce
 from protos.anyloop.v1 import control_pb2, control_pb2_grpc
 
 OLD, NEW, NEXT = "policy-000001", "policy-000002", "policy-000003"
@@ -137,21 +137,22 @@ def test_ages_are_in_the_unit_that_a_person_would_use(seconds: float, said: str)
 def test_the_log_tells_what_serves_what_waits_and_what_is_rolled_out(tmp_path: Path) -> None:
     with open_log(f"sqlite://{tmp_path}/log.db") as log:
         log.ensure_topics()
+        announcements = Announcements(log)
         announce(log, "policy", OLD, "promoted", decided_by="base")
         announce(log, "policy", NEW, "candidate")
         announce(log, "policy", NEW, "rejected", decided_by="gate", reason="worse")
         announce(log, "policy", NEXT, "candidate")
-        state = checkpoint_state(log, "policy")
+        state = checkpoint_state(announcements, "policy")
         assert state["serving"]["version"] == OLD
         assert (state["decision"]["version"], state["decision"]["reason"]) == (NEW, "worse")
         assert (state["candidates"], state["rollout"]) == ([NEXT], None)
         announce(log, "policy", NEXT, "approved", decided_by="gate")
-        state = checkpoint_state(log, "policy")
+        state = checkpoint_state(announcements, "policy")
         assert (state["candidates"], state["rollout"]["version"]) == ([], NEXT)
         announce(log, "policy", NEXT, "promoted", decided_by="rollout/default/policy")
-        state = checkpoint_state(log, "policy")
+        state = checkpoint_state(announcements, "policy")
         assert (state["serving"]["by"], state["rollout"]) == ("rollout/default/policy", None)
-        assert checkpoint_state(log, "critique")["serving"] is None
+        assert checkpoint_state(announcements, "critique")["serving"] is None
 
 
 def test_the_journal_tells_the_round_that_has_not_ended(tmp_path: Path) -> None:
