@@ -28,12 +28,16 @@ class Lineage:
     stable: str = ""  # the newest promotion
     promoted_by: str = ""
     promoted_because: str = ""
+    promoted_at: int = -1  # offset of that promotion in the log
     approved: Announcement | None = None  # the newest approval that nothing has overtaken
     overtaken: dict[str, Announcement] = field(default_factory=dict)  # approvals before it that nobody has decided
     newest: dict[str, Announcement] = field(default_factory=dict)  # the last word on each version
+    offsets: dict[str, int] = field(default_factory=dict)  # where that word stands in the log
+    offset: int = -1  # of the newest word on any
 
-    def take(self, event: Announcement) -> None:
+    def take(self, offset: int, event: Announcement) -> None:
         self.newest[event.version] = event
+        self.offsets[event.version] = self.offset = offset
         self.overtaken.pop(event.version, None)
         if event.state in (APPROVED, PROMOTED):
             if self.approved is not None and self.approved.version != event.version:
@@ -43,9 +47,11 @@ class Lineage:
             self.approved = None
         if event.state == PROMOTED:
             self.stable, self.promoted_by, self.promoted_because = event.version, event.decided_by, event.reason
+            self.promoted_at = offset
 
-    def rejected(self, version: str) -> bool:
-        return version in self.newest and self.newest[version].state == REJECTED
+    def rejected(self, version: str, after: int = -1) -> bool:
+        """Whether that is the last word on it; one up to the offset `after` is none."""
+        return self.offsets.get(version, -1) > after and self.newest[version].state == REJECTED
 
     def digest(self, version: str) -> str:
         """Of the version's weights; empty where the log does not say."""
@@ -96,11 +102,11 @@ class Checkpoints:
         """Reads what was added. Raises LogError."""
         async with self._reading:
             events = await asyncio.to_thread(self._fetch)
-            for event in events:
-                self._lineages[event.lineage].take(event)
+            for offset, event in events:
+                self._lineages[event.lineage].take(offset, event)
             self.failure = ""
             self.synced.set()
-        for lineage in {event.lineage for event in events}:
+        for lineage in {event.lineage for _, event in events}:
             self._changed(lineage)
 
     async def promote(self, lineage: str, version: str, *, by: str, reason: str, audit_id: str) -> None:
@@ -109,12 +115,12 @@ class Checkpoints:
         if self._lineages[lineage].stable != version:
             await self._announce(lineage, version, PROMOTED, by, reason, audit_id)
 
-    async def reject(self, lineage: str, version: str, *, by: str, reason: str, audit_id: str) -> None:
-        """Likewise. Never of what serves, nor of a version that the log does not know: the newest word on a version is
-        all that is kept of it."""
+    async def reject(self, lineage: str, version: str, *, by: str, reason: str, audit_id: str, after: int = -1) -> None:
+        """Likewise, once since the offset `after`: a version may be tried again and fail again. Never of what serves,
+        nor of a version that the log does not know: the newest word on a version is all that is kept of it."""
         await self.refresh()
         known = self._lineages[lineage]
-        if version != known.stable and version in known.newest and not known.rejected(version):
+        if version != known.stable and version in known.newest and not known.rejected(version, after):
             await self._announce(lineage, version, REJECTED, by, reason, audit_id)
 
     async def audit(
@@ -149,7 +155,7 @@ class Checkpoints:
         )
         await self.refresh()
 
-    def _fetch(self) -> list[Announcement]:
+    def _fetch(self) -> list[tuple[int, Announcement]]:
         end = self._log.end_offsets(CHECKPOINTS)[0]
         if end < self._next:
             logger.warning("the topic of announcements was made anew: it is read from its start")
@@ -157,6 +163,6 @@ class Checkpoints:
             self._lineages.clear()
         if end == self._next:
             return []
-        found = [event for offset, event in checkpoint_events(self._log, offset=self._next) if offset < end]
+        found = [(offset, event) for offset, event in checkpoint_events(self._log, offset=self._next) if offset < end]
         self._next = end
         return found

@@ -5,13 +5,13 @@ acted upon; what is announced in the log is announced before the run's end is wr
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from anyloop.registry.announce import APPROVED, PROMOTED
 from k8s import moves, verdicts
 from k8s.checkpoints import Lineage
-from k8s.fleet import Failure
+from k8s.fleet import Failure, Loss
 from k8s.moves import Act, Observed
 from k8s.notices import Notice
 from k8s.replicas import Fault
@@ -34,13 +34,15 @@ class World:
     run: Run | None = None
     history: Sequence[Ended] = ()
     handled: str = ""  # the spec's version that was rolled out or given up last
+    given_up: Collection[str] = ()  # versions whose replicas go back to the stable one
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
     deletion_seconds: float = 120.0  # longest that a deletion waits for replicas to go back
     rival: str = ""  # the older PolicyRollout of the same lineage
     verdict: verdicts.Step = field(default_factory=verdicts.Step)
     failures: Sequence[Failure] = ()
-    lost: Sequence[str] = ()
+    lost: Sequence[Loss] = ()
+    unready: Collection[str] = ()  # names of the replicas that are not usable
 
     def asked(self, annotation: str, about: str) -> str | None:
         """Who asked for it, empty where that is not said; None when nobody did."""
@@ -55,6 +57,7 @@ class Announce:
     promote: bool
     version: str
     reason: str
+    after: int = -1  # the offset in the log after which it has to be said
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def decide(world: World) -> Decision:
         return _roll_back(world, run)
     if run.state == PROMOTING:
         why = f"{run.peak} replicas serve {run.version}, {len(world.spec.steps)} steps are done"
-        if world.lineage.stable != run.stable:
+        if _promoted_since(world, run):
             return _overtaken(world, run)
         return _end(world, run, COMPLETED, why, Announce(True, run.version, why))
     return _progress(world, run)
@@ -108,13 +111,14 @@ def _idle(world: World) -> Decision:
         return _rest(world, "Paused", "Paused", f"{version} waits: spec.paused is true")
     if not world.seen.answering:
         return _rest(world, "Pending", "NoReplica", f"{version} waits: no replica is ready and answers")
-    run = Run.begin(version, lineage.stable, len(spec.steps), world.seen.unready, world.now)
+    run = Run.begin(version, lineage.stable, len(spec.steps), lineage.offset, world.now)
     for metric in spec.analysis.metrics:
         if isinstance(metric.test, GateReport):
             found = verdicts.of_gate(metric.name, metric.test, lineage.report(version))
             if found.verdict is not Verdict.PASSED:
                 why = f"metric {metric.name}: {found.message}"
-                return _end(world, run, ROLLED_BACK, why, _rejection(world, version, ROLLED_BACK, why))
+                run = replace(run, log_offset=None)  # it is not written: a rejection may be of a look before
+                return _end(world, run, ROLLED_BACK, why, _rejection(world, run, ROLLED_BACK, why))
     why = f"{version} replaces {lineage.stable} on {world.seen.total} replicas in {len(spec.steps)} steps"
     last = world.history[0].id if world.history else ""
     notice = Notice("RolloutStarted", why, run.id, audit="rollout.start", actor=world.asked(RETRY, last) or "")
@@ -146,14 +150,17 @@ def _settled(world: World, version: str) -> Decision:
 
 def _rest(world: World, phase: str, reason: str, message: str, handled: str = "") -> Decision:
     """No run. Replicas that a rollout left on its version, because they did not answer, go back."""
-    given_up = {one.version for one in world.history if one.outcome != COMPLETED}
-    back = frozenset(given_up - {world.lineage.stable}) if world.lineage.stable and not world.rival else frozenset()
+    back = _left_behind(world) if world.lineage.stable and not world.rival else frozenset()
     return Decision(phase, reason, message, handled=handled or world.handled, back=back)
 
 
+def _left_behind(world: World, but: str = "") -> frozenset[str]:
+    return frozenset(world.given_up).difference((world.lineage.stable, but))
+
+
 def _progress(world: World, run: Run) -> Decision:
-    spec, lineage, now = world.spec, world.lineage, world.now
-    if lineage.stable != run.stable or _replaced(world, run):
+    spec, now = world.spec, world.now
+    if _promoted_since(world, run) or _replaced(world, run):
         return _overtaken(world, run)
     if stop := _stopped(world, run):
         return _turn_back(world, run, ABORTED, stop, "Aborted")
@@ -187,19 +194,23 @@ def _progress(world: World, run: Run) -> Decision:
         return Decision("Progressing", "StepStarted", why, run.at_step(run.step + 1, now), notices=tuple(notices))
     change = moves.budget(spec, run, world.seen)
     until = min(move.until if move.until is not None else math.inf, run.started + spec.max_mixed)
-    return Decision(move.phase, move.reason, move.message, run, notices=tuple(notices), change=change, until=until)
+    back = _left_behind(world, run.version)
+    noted = tuple(notices)
+    return Decision(move.phase, move.reason, move.message, run, notices=noted, change=change, back=back, until=until)
 
 
 def _observed(world: World, run: Run) -> tuple[Run, list[Notice]]:
     """The run with what was seen: how far it came, which replicas failed."""
     spec, seen, now = world.spec, world.seen, world.now
     broke = [one.message for one in world.failures if one.version == run.version and one.fault is Fault.BROKE]
-    bad = [*broke, *(f"{name} crashed or was restarted on {run.version}" for name in world.lost)]
+    crashed = [one.pod for one in world.lost if one.version == run.version]
+    bad = [*broke, *(f"{name} crashed or was restarted on {run.version}" for name in crashed)]
     notices = [
         Notice("ReplicaFailed", message, f"{run.id}/failure/{run.failures + number}", warning=True)
         for number, message in enumerate(bad)
     ]
     steps = len(spec.steps)
+    run = run.looked_at(seen.usable, world.unready, crashed, now)
     run = replace(run, failures=run.failures + len(bad), steps=steps, step=min(run.step, steps - 1))
     if seen.on_target > run.peak:
         run = replace(run, peak=seen.on_target, progress=now)
@@ -228,6 +239,13 @@ def _paused(world: World, run: Run) -> Decision:
     return Decision("Paused", "Paused", "spec.paused is true", run, notices=notices, until=end)
 
 
+def _promoted_since(world: World, run: Run) -> bool:
+    """Whether somebody promoted a version since the run began, be it the stable one again."""
+    if world.lineage.stable != run.stable:
+        return True
+    return run.log_offset is not None and world.lineage.promoted_at > run.log_offset
+
+
 def _replaced(world: World, run: Run) -> bool:
     """Whether another version is to be rolled out instead."""
     if world.deleting:
@@ -249,7 +267,7 @@ def _stopped(world: World, run: Run) -> str:
     if world.spec.version == world.lineage.stable:
         return f"the target is the stable version {world.lineage.stable} again"
     word = world.lineage.newest.get(run.version)
-    if world.lineage.rejected(run.version) and word is not None and word.created_unix_ms > run.started * 1000:
+    if word is not None and run.log_offset is not None and world.lineage.rejected(run.version, run.log_offset):
         return f"{run.version} was rejected by {word.decided_by or 'another'}: {word.reason}"
     return ""
 
@@ -257,12 +275,13 @@ def _stopped(world: World, run: Run) -> str:
 def _overtaken(world: World, run: Run) -> Decision:
     """Its replicas follow the other promotion by themselves, or the next run takes them over."""
     lineage = world.lineage
-    if lineage.stable != run.stable:
-        why = f"{lineage.stable} was promoted by {lineage.promoted_by or 'another'}"
+    if _promoted_since(world, run):
+        again = " again" if lineage.stable == run.stable else ""
+        why = f"{lineage.stable} was promoted{again} by {lineage.promoted_by or 'another'}"
     else:
         approved = lineage.approved.version if lineage.approved is not None else "another version"
         why = f"{world.spec.version or approved} is rolled out instead"
-    return _end(world, run, SUPERSEDED, why, _rejection(world, run.version, SUPERSEDED, f"superseded: {why}"))
+    return _end(world, run, SUPERSEDED, why, _rejection(world, run, SUPERSEDED, f"superseded: {why}"))
 
 
 def _turn_back(world: World, run: Run, outcome: str, why: str, reason: str) -> Decision:
@@ -284,16 +303,16 @@ def _roll_back(world: World, run: Run) -> Decision:
         return Decision("RollingBack", "RollingBack", message, run, back=frozenset([run.version]), until=until)
     reason = run.reason if not left else f"{run.reason}; {left} replicas did not go back and are tried again"
     outcome = run.outcome or ROLLED_BACK
-    return _end(world, run, outcome, reason, _rejection(world, run.version, outcome, run.reason))
+    return _end(world, run, outcome, reason, _rejection(world, run, outcome, run.reason))
 
 
-def _rejection(world: World, version: str, outcome: str, why: str) -> Announce | None:
+def _rejection(world: World, run: Run, outcome: str, why: str) -> Announce | None:
     """Who waits for the version must hear that it will not come. What has served before keeps its name: only the newest
     word on a version is kept; and whoever changed their mind has not judged it, unless somebody waits for a word."""
-    word = world.lineage.newest.get(version)
+    word = world.lineage.newest.get(run.version)
     if word is None or word.state == PROMOTED or (outcome != ROLLED_BACK and word.state != APPROVED):
         return None
-    return Announce(False, version, why)
+    return Announce(False, run.version, why, -1 if run.log_offset is None else run.log_offset)
 
 
 def _end(world: World, run: Run, outcome: str, why: str, announce: Announce | None = None) -> Decision:

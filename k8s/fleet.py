@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from k8s.pods import Pod
 from k8s.replicas import Fault, ReplicaError, Replicas, Served
@@ -48,6 +49,23 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A replica that crashed on the version that it was given, or was restarted."""
+
+    pod: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """The weights that a process of a replica was given. Not `taken`: it did not answer, and may yet take them."""
+
+    version: str
+    incarnation: str
+    taken: bool = True
+
+
 @dataclass
 class Limits:
     """Shared by all fleets of a controller: how many calls run at once, and how long one may take."""
@@ -77,14 +95,16 @@ class Fleet:
         self._attempts: dict[str, Attempt] = {}
         self._swaps: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._backlog: dict[str, str] = {}
-        self._mode, self._parallel, self._digest = "", 1, ""
-        self._expected: dict[str, tuple[str, str]] = {}  # uid: the version that a replica was changed to, and by whom
+        self._mode, self._parallel = "", 1
+        self._digests: Mapping[str, str] = {}  # by version
+        self._given: dict[str, Given] = {}  # by uid
         self.failures: list[Failure] = []  # not dealt with yet
         self.trouble = ""  # why the last change failed; empty when it did not
-        self.lost: list[str] = []  # replicas that no longer serve what they were changed to
+        self.lost: list[Loss] = []  # not dealt with yet
 
-    async def observe(self, pods: Iterable[Pod], max_age: float) -> None:
-        """Asks the usable replicas whose last answer is older than `max_age` seconds, or of a process before."""
+    async def observe(self, pods: Iterable[Pod], max_age: float, given: str = "") -> None:
+        """Asks the usable replicas whose last answer is older than `max_age` seconds, or of a process before. `given`:
+        a version that is being rolled out; who serves it was given it, if only by a controller before."""
         self._pods = {pod.uid: pod for pod in pods}
         self._forget()
         now = self._clock()
@@ -95,6 +115,8 @@ class Fleet:
         ]
         await asyncio.gather(*(self._ask(pod) for pod in asked))
         self._notice_losses()
+        for pod in self.serving(given) if given else ():
+            self._given[pod.uid] = Given(given, pod.incarnation)
 
     @property
     def pods(self) -> list[Pod]:
@@ -136,12 +158,14 @@ class Fleet:
         errors = [seen.error for pod in self.unreachable if (seen := self._seen.get(pod.uid))]
         return errors[0] if errors else ""
 
-    def want(self, versions: Mapping[str, str], mode: str, parallel: int, digest: str = "") -> None:
+    def want(
+        self, versions: Mapping[str, str], mode: str, parallel: int, digests: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """The version that each of these replicas (by uid) is to serve, from now on and instead of what was wanted
-        before. `parallel` change at a time; changes that run are not broken off. `digest`: what the log announced of
-        the weights; a replica that proves another one was given other weights under the same name."""
+        before. `parallel` change at a time; changes that run are not broken off. `digests`: what the log announced of
+        the versions' weights; a replica that proves another one was given other weights under the same name."""
         self._backlog = {uid: version for uid, version in versions.items() if self._changing(uid) != version}
-        self._mode, self._parallel, self._digest = mode, parallel, digest
+        self._mode, self._parallel, self._digests = mode, parallel, digests
         self._fill()
 
     def changing_to(self, pod: Pod) -> str:
@@ -155,6 +179,12 @@ class Fleet:
         """So many of the oldest `failures` and `lost` are dealt with."""
         del self.failures[:failures]
         del self.lost[:lost]
+
+    def end_run(self) -> None:
+        """Nothing is wanted any more, and what becomes of a replica is not the fault of what it was given."""
+        self._backlog.clear()
+        self._given.clear()
+        self.lost.clear()
 
     async def close(self) -> None:
         """Breaks off what runs: a replica that is in the middle of a change finishes it by itself."""
@@ -183,17 +213,19 @@ class Fleet:
         for uid in [uid for uid in self._seen if uid not in self._pods]:
             del self._seen[uid]
             self._attempts.pop(uid, None)
-            self._expected.pop(uid, None)
+            self._given.pop(uid, None)
 
     def _notice_losses(self) -> None:
         """A replica that was changed and is not ready any more, or serves something else, has lost it: it crashed."""
-        for uid, (version, incarnation) in list(self._expected.items()):
+        for uid, given in list(self._given.items()):
             pod = self._pods.get(uid)
             if pod is None or pod.ending:
-                del self._expected[uid]
-            elif not pod.ready or pod.incarnation != incarnation or self.version(pod) not in ("", version):
-                del self._expected[uid]
-                self.lost.append(pod.name)
+                del self._given[uid]
+                continue
+            serves_other = given.taken and self.version(pod) not in ("", given.version)
+            if not pod.ready or pod.incarnation != given.incarnation or serves_other:
+                del self._given[uid]
+                self.lost.append(Loss(pod.name, given.version))
 
     def _fill(self) -> None:
         now = self._clock()
@@ -206,7 +238,7 @@ class Fleet:
             if self._attempt(uid, version).not_before > now:
                 continue
             del self._backlog[uid]
-            self._swaps[uid] = (version, asyncio.create_task(self._swap(pod, version, self._digest)))
+            self._swaps[uid] = (version, asyncio.create_task(self._swap(pod, version, self._digests.get(version, ""))))
 
     def _attempt(self, uid: str, version: str) -> Attempt:
         attempt = self._attempts.get(uid)
@@ -214,12 +246,12 @@ class Fleet:
 
     async def _swap(self, pod: Pod, version: str, digest: str) -> None:
         attempt = self._attempts[pod.uid] = self._attempt(pod.uid, version)
-        self._expected.pop(pod.uid, None)
+        self._given.pop(pod.uid, None)
         try:
             async with self._limits.calls, asyncio.timeout(self._limits.swap_seconds):
                 served = await self._replicas.activate(pod, version, self._mode)
             self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), served)
-            self._expected[pod.uid] = (version, pod.incarnation)
+            self._given[pod.uid] = Given(version, pod.incarnation)
             self._attempts.pop(pod.uid, None)
             self.trouble = ""
             if digest and served.digest and served.digest != digest:
@@ -236,6 +268,8 @@ class Fleet:
             self.trouble = message
             self.failures.append(Failure(pod.name, version, fault, message))
             self._seen.pop(pod.uid, None)
+            if fault is Fault.AWAY:  # the weights may have crashed it before it could say so
+                self._given[pod.uid] = Given(version, pod.incarnation, taken=False)
             logger.warning("%s was not changed to %s: %s", pod.name, version, message, extra={"fault": fault})
             if fault is not Fault.AWAY:
                 self._backlog.clear()  # first let it be seen whether the weights are at fault

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from k8s.run import Run
-from k8s.spec import MANUAL, Spec
+from k8s.spec import MANUAL, Spec, Step
 from k8s.verdicts import Step as StepVerdict
 
 
@@ -19,10 +19,6 @@ class Observed:
     unreachable: int = 0
     swapping: int = 0
     trouble: str = ""  # why a change failed that is tried again
-
-    @property
-    def unready(self) -> int:
-        return self.total - self.usable
 
     @property
     def answering(self) -> int:
@@ -47,29 +43,26 @@ class Move:
 
 def goal(spec: Spec, run: Run, total: int) -> int:
     """How many replicas the present step wants on the target."""
-    step = spec.steps[min(run.step, len(spec.steps) - 1)]
-    return min(step.replicas.up(total), total)
+    return min(_step(spec, run).replicas.up(total), total)
 
 
 def budget(spec: Spec, run: Run, seen: Observed) -> int:
     """How many more replicas may be changed now.
 
-    One that has left the fleet since the run began counts as changed: weights that crash their replicas take as many as
-    the step allows, and no more.
+    One that was lost counts as changed: weights that crash their replicas take as many as the step allows, and no more.
+    One that was never changed and is not ready, because it is new, counts for nothing.
     """
-    gone = max(0, seen.unready - run.unready_at_start)
-    return max(0, goal(spec, run, seen.total) - seen.on_target - seen.swapping - gone)
+    return max(0, goal(spec, run, seen.total) - seen.on_target - seen.swapping - len(run.lost))
 
 
 def reached(spec: Spec, run: Run, seen: Observed) -> bool:
-    """Whether the step's replicas serve the target. Few that do not answer hold nothing up at the end: they read the
-    promotion in the log."""
-    wanted = goal(spec, run, seen.total)
-    if wanted == 0:
+    """Whether the step's replicas serve the target. Those that have not started yet hold nothing up at the end, nor do
+    few that do not answer or are lost: they read the promotion in the log."""
+    if _step(spec, run).waits_before_any:
         return not seen.swapping
-    spared = min(seen.unreachable, spec.max_unreachable.down(seen.total))
-    able = seen.usable - spared
-    return not seen.swapping and seen.on_target > 0 and seen.on_target >= min(wanted, able)
+    missed = seen.unreachable + len(run.lost)
+    able = seen.usable + len(run.lost) - min(missed, spec.max_unreachable.down(seen.total))
+    return not seen.swapping and seen.on_target > 0 and seen.on_target >= min(goal(spec, run, seen.total), able)
 
 
 def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanced: bool, now: float) -> Move:
@@ -77,15 +70,17 @@ def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanc
     step = spec.steps[run.step]
     last = run.step == len(spec.steps) - 1
     where = f"step {run.step + 1} of {len(spec.steps)}"
-    if run.failures > spec.max_replica_failures:
+    if run.failures > _bearable(spec, seen.total):
         why = f"{run.failures} replicas crashed on {run.version} or failed to load it"
         return Move(Act.ROLL_BACK, reason="ReplicasFailed", message=why)
     if now - run.started >= spec.max_mixed:
         why = f"the rollout took longer than maxMixedSeconds ({spec.max_mixed:g})"
         return Move(Act.ROLL_BACK, reason="MixedTooLong", message=why)
-    watched = step.analysis and bool(spec.analysis.live) and goal(spec, run, seen.total) > 0
+    watched = step.analysis and bool(spec.analysis.live) and not step.waits_before_any
     if watched and verdict.failed:
         return Move(Act.ROLL_BACK, reason="AnalysisFailed", message=verdict.failed)
+    if not seen.usable and not step.waits_before_any:  # no replica is at fault: there is none
+        return Move(Act.WAIT, "Progressing", "NoReplica", f"{where}: no replica is ready", math.inf)
     if run.reached is None:
         return _swapping(spec, run, seen, where, run.progress, now)
     onward = Move(Act.FINISH if last else Act.NEXT)
@@ -108,11 +103,18 @@ def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanc
     return onward
 
 
+def _step(spec: Spec, run: Run) -> Step:
+    return spec.steps[min(run.step, len(spec.steps) - 1)]
+
+
+def _bearable(spec: Spec, total: int) -> int:
+    """How many replicas may fail: not all, however few there are."""
+    return min(spec.max_replica_failures, total - 1) if total else spec.max_replica_failures
+
+
 def _swapping(spec: Spec, run: Run, seen: Observed, where: str, since: float, now: float) -> Move:
     wanted = goal(spec, run, seen.total)
     progress = f"{where}: {seen.on_target} of {wanted} replicas serve {run.version}"
-    if not seen.usable:  # no replica is at fault: there is none
-        return Move(Act.WAIT, "Progressing", "NoReplica", f"{where}: no replica is ready", math.inf)
     deadline = since + spec.progress_deadline
     if now >= deadline:
         trouble = f" ({seen.trouble})" if seen.trouble else ""

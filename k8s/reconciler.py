@@ -22,7 +22,7 @@ from k8s.moves import Observed
 from k8s.pods import Pod, in_order
 from k8s.queue import WorkQueue
 from k8s.replicas import Replicas
-from k8s.run import PROGRESSING, Ended, Run
+from k8s.run import COMPLETED, PROGRESSING, Ended, Run
 from k8s.spec import FINALIZER, Spec, SpecError
 from k8s.verdicts import Measurement, Step
 
@@ -130,7 +130,8 @@ class Reconciler:
         fleet = memory.fleet
         pods = [pod for pod in self._pods if pod.namespace == key[0] and spec.selects(pod.labels)]
         age = self._settings.idle_seconds if run is None else self._settings.observe_seconds
-        await fleet.observe(pods, max(age, len(pods) / _ASKED_PER_SECOND))
+        given = run.version if run is not None and run.state == PROGRESSING else ""
+        await fleet.observe(pods, max(age, len(pods) / _ASKED_PER_SECOND), given)
         lineage = self._checkpoints.lineage(spec.lineage)
         target = run.version if run is not None else lineage.stable
         seen = Observed(
@@ -142,14 +143,16 @@ class Reconciler:
             trouble=fleet.trouble,
         )
         await self._measure(key, spec, run, memory, status)
+        history = [Ended.from_status(one) for one in status.get("history", ())]
         return World(
             spec=spec,
             lineage=lineage,
             seen=seen,
             now=self._clock(),
             run=run,
-            history=[Ended.from_status(one) for one in status.get("history", ())],
+            history=history,
             handled=status.get("handledTarget", ""),
+            given_up=status.get("givenUp", [one.version for one in history if one.outcome != COMPLETED]),
             annotations=rollout["metadata"].get("annotations") or {},
             deleting="deletionTimestamp" in rollout["metadata"],
             deletion_seconds=self._settings.deletion_seconds,
@@ -157,6 +160,7 @@ class Reconciler:
             verdict=memory.analysis.verdict if memory.analysis is not None else Step(conclusive=False),
             failures=tuple(fleet.failures),
             lost=tuple(fleet.lost),
+            unready={pod.name for pod in fleet.pods if not pod.usable},
         )
 
     async def _measure(self, key: Key, spec: Spec, run: Run | None, memory: Memory, status: Mapping[str, Any]) -> None:
@@ -170,7 +174,7 @@ class Reconciler:
         if memory.analysed != about:
             known = _measured({"status": status}) if status.get("run", {}).get("step") == run.step else []
             begins = max(run.reached, self._clock() if known else run.reached)
-            fresh = [one for one in known if one.at is not None and one.at >= run.reached]
+            fresh = [one for one in known if one.at is not None and one.at > run.step_began]
             memory.analysis = StepAnalysis(spec.analysis, self._meter, begins, fresh, self._clock)
             memory.analysed = about
         if memory.analysis is not None:
@@ -216,7 +220,7 @@ class Reconciler:
     ) -> float:
         before = rollout.get("status", {})
         if decision.ended is not None:
-            memory.fleet.want({}, "", 1)
+            memory.fleet.end_run()
             await self._announce(key, world, decision)
         if decision.run is not None:
             rollout = await self._hold(key, rollout, memory)
@@ -247,15 +251,16 @@ class Reconciler:
     def _act(self, world: World, decision: Decision, memory: Memory) -> None:
         """Who is to change its weights, from now on."""
         fleet, spec = memory.fleet, world.spec
-        if decision.back:
-            stable = world.lineage.stable
-            wanted = {pod.uid: stable for pod in fleet.usable if fleet.version(pod) in decision.back}
-            fleet.want(wanted, spec.swap_mode, self._settings.concurrency)
+        stable = world.lineage.stable
+        back = {
+            pod.uid: stable
+            for pod in fleet.usable
+            if fleet.version(pod) in decision.back and fleet.changing_to(pod) in ("", stable)
+        }
+        if decision.run is None or decision.run.state != PROGRESSING:
+            fleet.want(back, spec.swap_mode, self._settings.concurrency)
             return
-        if decision.run is None or not decision.change:
-            fleet.want({}, spec.swap_mode, spec.max_swapping)
-            return
-        version, stable = decision.run.version, decision.run.stable
+        version = decision.run.version
         others = [
             pod
             for pod in in_order(fleet.usable)
@@ -263,8 +268,10 @@ class Reconciler:
         ]
         others.sort(key=lambda pod: fleet.version(pod) == stable)  # those of a rollout before, first
         chosen = others[: decision.change]
-        digest = world.lineage.digest(version)
-        fleet.want({pod.uid: version for pod in chosen}, spec.swap_mode, spec.max_swapping, digest)
+        wanted = {pod.uid: version for pod in chosen}
+        for uid in back:  # what a rollout before left, and this one does not take now, serves nobody any longer
+            wanted.setdefault(uid, stable)
+        fleet.want(wanted, spec.swap_mode, spec.max_swapping, {version: world.lineage.digest(version)})
 
     def _next_look(self, world: World, decision: Decision, memory: Memory, status_in: float) -> float:
         idle = decision.run is None and not decision.back
@@ -285,8 +292,12 @@ class Reconciler:
         self._still_leading()
         by = f"rollout/{key[0]}/{key[1]}"
         about = f"{by}/{ended.id}/{'promoted' if word.promote else 'rejected'}"
-        say = self._checkpoints.promote if word.promote else self._checkpoints.reject
-        await say(world.spec.lineage, word.version, by=by, reason=word.reason, audit_id=about)
+        lineage, version = world.spec.lineage, word.version
+        if word.promote:
+            await self._checkpoints.promote(lineage, version, by=by, reason=word.reason, audit_id=about)
+        else:
+            reject = self._checkpoints.reject
+            await reject(lineage, version, by=by, reason=word.reason, audit_id=about, after=word.after)
 
     async def _hold(self, key: Key, rollout: Json, memory: Memory) -> Json:
         """A deletion in the middle of a rollout waits until the fleet is back."""

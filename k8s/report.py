@@ -7,8 +7,10 @@ from k8s import conditions, timestamps
 from k8s.conditions import Condition
 from k8s.decide import Decision, World
 from k8s.fleet import Fleet
+from k8s.run import COMPLETED
 from k8s.verdicts import Measurement
 
+_MOST_GIVEN_UP = 100  # versions that are remembered
 _MOVING = ("Progressing", "Analyzing", "AwaitingAdvance", "Promoting", "RollingBack")
 _BAD = ("RolledBack", "RollingBack", "Conflicted")
 # What may wait for the next write of a status: it changes with every replica that changes.
@@ -50,6 +52,7 @@ def status_of(
         },
         "versions": [{"version": version, "replicas": count} for version, count in sorted(versions.items())],
         "analysis": [one.to_status() for one in measured],
+        "givenUp": _given_up(world, decision),
         "history": [one.to_status() for one in history[: world.spec.history_limit]],
         "conditions": conditions.updated(
             before.get("conditions", ()), _conditions(world, decision, fleet, log_failure), generation, now
@@ -62,6 +65,17 @@ def status_of(
     if run is not None:
         status["run"] = run.to_status()
     return status
+
+
+def _given_up(world: World, decision: Decision) -> list[str]:
+    """The newest first. Apart from the history, which may be as short as its owner likes: a replica that is away for
+    long comes back on such a version."""
+    found = list(world.given_up)
+    if decision.ended is not None:
+        found = [one for one in found if one != decision.ended.version]
+        if decision.ended.outcome != COMPLETED:
+            found.insert(0, decision.ended.version)
+    return found[:_MOST_GIVEN_UP]
 
 
 def _conditions(world: World, decision: Decision, fleet: Fleet, log_failure: str) -> list[Condition]:

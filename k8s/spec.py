@@ -59,6 +59,11 @@ class Step:
     pause: float = 0.0  # seconds at least, or MANUAL
     analysis: bool = True
 
+    @property
+    def waits_before_any(self) -> bool:
+        """Whether it asks for no replica at all, however large the fleet is."""
+        return self.replicas in (Share(0), Share(percent=0))
+
 
 @dataclass(frozen=True)
 class ErrorRate:

@@ -66,6 +66,32 @@ async def test_what_serves_is_never_rejected_nor_what_nobody_knows_nor_anything_
     assert words(log)[2:] == [("v2", REJECTED)]
 
 
+async def test_a_version_that_failed_again_is_rejected_again_and_once(log: EventLog) -> None:
+    announce(log, "policy", "v2", "approved", decided_by="gate")
+    checkpoints = Checkpoints(log, lambda _: None)
+    await checkpoints.reject("policy", "v2", by="rollout/shop/policy", reason="bad", audit_id="1")
+    tried_again = checkpoints.lineage("policy").offset
+    for _ in range(2):
+        by = "rollout/shop/policy"
+        await checkpoints.reject("policy", "v2", by=by, reason="still bad", audit_id="2", after=tried_again)
+    assert words(log)[2:] == [("v2", REJECTED)] * 2
+    assert checkpoints.lineage("policy").newest["v2"].reason == "still bad"
+
+
+async def test_a_promotion_of_what_is_promoted_has_a_place_of_its_own(log: EventLog) -> None:
+    checkpoints = Checkpoints(log, lambda _: None)
+    await checkpoints.refresh()
+    policy = checkpoints.lineage("policy")
+    first = policy.promoted_at
+    announce(log, "critique", "c1", "promoted", decided_by="trainer")
+    await checkpoints.refresh()
+    assert (policy.promoted_at, policy.offset) == (first, first)
+    announce(log, "policy", "v1", "promoted", decided_by="joe")
+    await checkpoints.refresh()
+    assert (policy.stable, policy.promoted_by) == ("v1", "joe")
+    assert policy.promoted_at > first
+
+
 async def test_a_rejection_looks_at_the_log_first(log: EventLog) -> None:
     announce(log, "policy", "v2", "approved", decided_by="gate")
     checkpoints = Checkpoints(log, lambda _: None)

@@ -272,6 +272,86 @@ async def test_an_operators_promotion_ends_the_rollout_and_approved_versions_tha
     assert stage.words(REJECTED) == ["v2", "v10"]
 
 
+async def test_an_operators_promotion_of_the_stable_version_again_ends_the_rollout(stage: Stage) -> None:
+    await stage.set_up(3, strategy=CANARY)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        announce(stage.log, "policy", "v1", "promoted", decided_by="joe@desk")
+        stage.replicas.serving.clear()  # every replica obeys the log
+        await until(lambda: stage.phase == "Superseded")
+        await asyncio.sleep(0.3)
+    assert stage.versions == {"v1": 3}
+    assert "v2" not in stage.replicas.serving.values()
+    assert stage.words(PROMOTED) == ["v1", "v1"]
+    assert stage.words(REJECTED) == ["v2"]
+
+
+async def test_a_fleet_that_is_taken_away_in_the_middle_is_not_promoted(stage: Stage) -> None:
+    await stage.set_up(3, strategy={"type": "Canary", "steps": [{"replicas": 1, "pause": 1}]})
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.versions == {"v1": 2, "v2": 1})
+        for number in range(3):
+            stage.api.remove(PODS, "shop", f"policy-{number}")
+        await until(lambda: stage.status["replicas"]["total"] == 0)
+        await asyncio.sleep(1.2)
+        assert "no replica is ready" in stage.status["message"]
+        assert stage.words(PROMOTED) == ["v1"]
+        stage.replicas.serving.clear()
+        for number in range(2):
+            await stage.api.create(PODS, "shop", pod_object(f"policy-{number}"))
+        await until(lambda: stage.phase == "Completed")
+    assert stage.replicas.serving == {"policy-0": "v2", "policy-1": "v2"}
+
+
+async def test_weights_that_crash_two_of_three_replicas_are_not_promoted(stage: Stage) -> None:
+    stage.replicas.seconds = 0.1
+    await stage.set_up(3, progressDeadlineSeconds=2)
+
+    async def crash(name: str) -> None:
+        await until(lambda: stage.replicas.serving.get(name) == "v2")
+        del stage.replicas.serving[name]
+        pod = await stage.api.get(PODS, "shop", name)
+        crashed = {**pod_object(name, ready=False, restarts=1), "metadata": pod["metadata"]}
+        await stage.api.replace(PODS, "shop", name, crashed)
+
+    async with stage.controller():
+        stage.approve("v2")
+        await asyncio.gather(crash("policy-2"), crash("policy-1"))
+        await until(lambda: stage.phase == "RolledBack")
+    assert stage.words(PROMOTED) == ["v1"]
+    assert stage.words(REJECTED) == ["v2"]
+
+
+async def test_replicas_of_a_version_that_was_given_up_serve_it_no_longer_while_the_next_is_tried(stage: Stage) -> None:
+    await stage.set_up(6, strategy={"type": "Canary", "steps": [{"replicas": "50%", "pause": "manual"}]})
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.versions == {"v1": 3, "v2": 3})
+        await stage.patch(spec={"strategy": CANARY})
+        stage.approve("v3")
+        await until(lambda: stage.versions == {"v1": 5, "v3": 1})
+        assert stage.phase == "AwaitingAdvance"
+    assert stage.words(REJECTED) == ["v2"]
+
+
+async def test_a_replica_on_a_version_that_the_history_forgot_goes_back(stage: Stage) -> None:
+    await stage.set_up(3, strategy=CANARY, historyLimit=1)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        announce(stage.log, "policy", "v2", "rejected", decided_by="joe@desk")
+        await until(lambda: stage.phase == "Aborted")
+        stage.approve("v3")
+        await until(lambda: stage.status.get("run", {}).get("version") == "v3" and stage.phase == "AwaitingAdvance")
+        await stage.patch(metadata={"annotations": {"anyloop.dev/abort": stage.status["run"]["id"]}})
+        await until(lambda: stage.phase == "Aborted" and stage.status["history"][0]["version"] == "v3")
+        assert len(stage.status["history"]) == 1
+        stage.replicas.serving["policy-0"] = "v2"  # it was away all the time
+        await until(lambda: stage.replicas.serving["policy-0"] == "v1")
+
+
 async def test_of_two_rollouts_of_one_lineage_the_younger_does_nothing(stage: Stage) -> None:
     await stage.set_up(2)
     younger = {**stage.rollout, "metadata": {"name": "late", "creationTimestamp": "2026-02-02T00:00:00Z"}}

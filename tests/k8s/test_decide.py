@@ -4,7 +4,7 @@ from typing import Any
 from anyloop.registry.announce import APPROVED, CANDIDATE, PROMOTED, REJECTED
 from k8s.checkpoints import Lineage
 from k8s.decide import World, decide
-from k8s.fleet import Failure
+from k8s.fleet import Failure, Loss
 from k8s.moves import Observed
 from k8s.replicas import Fault
 from k8s.run import ABORTED, COMPLETED, PROMOTING, ROLLED_BACK, ROLLING_BACK, SUPERSEDED, Ended, Run
@@ -16,13 +16,9 @@ NOW = 2000.0
 
 def lineage(*words: tuple[str, int] | tuple[str, int, str]) -> Lineage:
     found = Lineage()
-    for version, state, *by in words:
+    for offset, (version, state, *by) in enumerate(words):
         decided_by = by[0] if by else "gate"
-        found.take(
-            CheckpointEvent(
-                version=version, state=state, decided_by=decided_by, reason="because", created_unix_ms=3_000_000
-            )
-        )
+        found.take(offset, CheckpointEvent(version=version, state=state, decided_by=decided_by, reason="because"))
     return found
 
 
@@ -38,7 +34,7 @@ def world(*words: Any, **changes: Any) -> World:
     return replace(World(spec(), lineage(FIRST, *words), Observed(3, 3), NOW), **changes)
 
 
-RUN = Run.begin("v2", "v1", 1, 0, now=1900.0)
+RUN = Run.begin("v2", "v1", 1, 1, now=1900.0)  # after the log's second word
 
 
 def test_an_approved_version_begins_a_rollout() -> None:
@@ -94,7 +90,7 @@ def test_nothing_begins_before_a_first_promotion_or_without_replicas_or_while_pa
 def test_the_gates_report_may_refuse_a_version_before_any_replica_changes() -> None:
     strict = spec(analysis={"metrics": [{"name": "gain", "gate": {"path": "gain.low", "min": 0.02}}]})
     found = lineage(FIRST)
-    found.take(CheckpointEvent(version="v2", state=APPROVED, report_json='{"gain": {"low": 0.01}}'))
+    found.take(1, CheckpointEvent(version="v2", state=APPROVED, report_json='{"gain": {"low": 0.01}}'))
     decision = decide(world(lineage=found, spec=strict))
     assert decision.run is None
     assert decision.ended is not None
@@ -139,10 +135,11 @@ def test_refused_weights_turn_the_fleet_back_at_once() -> None:
 
 
 def test_replicas_that_crash_are_counted_and_the_limit_ends_the_run() -> None:
-    some = decide(world(("v2", APPROVED), run=RUN, lost=["a", "b", "c"]))
+    many = Observed(9, 9)
+    some = decide(world(("v2", APPROVED), run=RUN, seen=many, lost=[Loss(pod, "v2") for pod in "abc"]))
     assert some.run is not None
     assert (some.run.failures, some.run.state) == (3, "Progressing")
-    more = decide(world(("v2", APPROVED), run=some.run, lost=["a"]))
+    more = decide(world(("v2", APPROVED), run=some.run, seen=many, lost=[Loss("a", "v2")]))
     assert more.run is not None
     assert more.run.outcome == ROLLED_BACK
 
@@ -165,7 +162,7 @@ def test_a_rollback_waits_a_minute_for_replicas_that_do_not_answer_and_sends_the
     assert decide(silent).ended is None
     ended = decide(replace(silent, now=NOW + 1)).ended
     assert ended is not None
-    idle = decide(world(("v2", REJECTED), history=[ended]))
+    idle = decide(world(("v2", REJECTED), given_up=["v2"]))
     assert idle.back == {"v2"}
 
 
@@ -255,3 +252,71 @@ def test_a_restart_in_a_reached_step_is_noted_and_mended_without_beginning_the_s
     whole = decide(world(("v2", APPROVED), run=short.run, spec=canary, seen=Observed(3, 3, on_target=2)))
     assert whole.run is not None
     assert whole.run.short is None
+
+
+def test_a_crash_on_other_weights_is_not_the_fault_of_these() -> None:
+    decision = decide(world(("v2", APPROVED), run=RUN, lost=[Loss("policy-0", "v1"), Loss("policy-1", "v1b")]))
+    assert decision.run is not None
+    assert decision.run.failures == 0
+
+
+def test_a_crashed_replica_is_kept_in_mind_until_it_is_back() -> None:
+    crashed = world(("v2", APPROVED), run=RUN, seen=Observed(3, 2, on_target=2), lost=[Loss("policy-2", "v2")])
+    decision = decide(replace(crashed, unready={"policy-2", "policy-9"}))
+    assert decision.run is not None
+    assert (decision.run.lost, decision.run.reached, decision.change) == (("policy-2",), None, 0)
+    later = replace(crashed, run=Run.from_status(decision.run.to_status()), lost=())  # another controller's, even
+    waits = decide(replace(later, unready={"policy-2"}))
+    assert waits.run is not None
+    assert waits.run.lost == ("policy-2",)
+    back = decide(replace(later, seen=Observed(3, 3, on_target=2)))
+    assert back.run is not None
+    assert (back.run.lost, back.change) == ((), 1)
+
+
+def test_an_operators_promotion_of_the_stable_version_overrides_the_rollout_too() -> None:
+    again = world(("v2", APPROVED), ("v1", PROMOTED, "joe@desk"))
+    for run in (RUN, replace(RUN, state=PROMOTING)):
+        decision = decide(replace(again, run=run))
+        assert decision.ended is not None
+        assert (decision.ended.outcome, decision.ended.reason) == (SUPERSEDED, "v1 was promoted again by joe@desk")
+        assert decision.announce is not None
+        assert (decision.announce.promote, decision.announce.version) == (False, "v2")
+    named = replace(again, run=RUN, spec=spec(target={"version": "v2"}), handled="v2")
+    ended = decide(named)
+    assert ended.ended is not None
+    assert decide(replace(named, run=None, history=[ended.ended], handled=ended.handled)).run is None
+
+
+def test_only_a_rejection_since_the_run_began_aborts_it() -> None:
+    words = (("v2", APPROVED), ("v2", REJECTED, "joe@desk"))
+    stopped = decide(world(*words, run=RUN))
+    assert stopped.run is not None
+    assert stopped.run.reason == "v2 was rejected by joe@desk: because"
+    retried = decide(world(*words, run=replace(RUN, log_offset=2)))
+    assert retried.run is not None
+    assert retried.run.state == "Progressing"
+
+
+def test_a_version_that_failed_again_is_rejected_again() -> None:
+    turned = replace(RUN, log_offset=2).rolling_back(ROLLED_BACK, "errors once more", NOW)
+    decision = decide(world(("v2", APPROVED), ("v2", REJECTED), run=turned))
+    assert decision.announce is not None
+    assert (decision.announce.reason, decision.announce.after) == ("errors once more", 2)
+
+
+def test_replicas_on_versions_that_were_given_up_go_back_while_another_is_rolled_out() -> None:
+    canary = spec(strategy={"type": "Canary", "steps": [{"replicas": 1, "pause": "manual"}]})
+    running = world(("v2", APPROVED), run=RUN, spec=canary, given_up=["v0", "v2", "v1"])
+    assert decide(running).back == {"v0"}
+    assert decide(replace(running, run=None)).back == frozenset()  # a look that begins a run
+    assert decide(replace(running, spec=spec(paused=True))).back == frozenset()
+
+
+def test_without_replicas_the_clocks_of_a_run_stand_still() -> None:
+    away = decide(world(("v2", APPROVED), run=replace(RUN, progress=1990.0), seen=Observed(0, 0)))
+    assert away.run is not None
+    assert (away.reason, away.run.absent) == ("NoReplica", NOW)
+    back = decide(world(("v2", APPROVED), run=away.run, now=NOW + 5000))
+    assert back.run is not None
+    assert (back.run.state, back.run.progress, back.run.absent) == ("Progressing", 6990.0, None)

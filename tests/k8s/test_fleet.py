@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from k8s.fleet import Fleet, Limits
+from k8s.fleet import Fleet, Limits, Loss
 from k8s.pods import Pod
 from k8s.replicas import Fault
 from tests.k8s.simulated_fleet import SimulatedFleet, pod_object
@@ -125,7 +125,7 @@ async def test_a_replica_that_crashes_on_what_it_was_changed_to_is_noticed_once(
     restarted = [pods(1, restarts=1)[0], pods(2)[1]]
     await stage.fleet.observe(restarted, 5.0)
     await stage.fleet.observe(restarted, 5.0)
-    assert stage.fleet.lost == ["policy-0"]
+    assert stage.fleet.lost == [Loss("policy-0", "v2")]
     assert stage.fleet.versions == {"v1": 2}
 
 
@@ -135,6 +135,48 @@ async def test_a_replica_that_is_scaled_away_has_not_crashed(replicas: Simulated
     stage.fleet.want({"uid-1": "v2"}, "", 1)
     await stage.settle()
     await stage.fleet.observe(pods(1), 5.0)
+    assert stage.fleet.lost == []
+
+
+async def test_a_replica_that_crashes_while_it_loads_is_noticed(replicas: SimulatedFleet) -> None:
+    stage = Stage(replicas)
+    await stage.fleet.observe(pods(2), 5.0)
+    replicas.away = {"policy-0"}
+    stage.fleet.want({"uid-0": "v2"}, "", 1)
+    await stage.settle()
+    assert [failure.fault for failure in stage.fleet.failures] == [Fault.AWAY]
+    assert stage.fleet.lost == []
+    await stage.fleet.observe([pods(1, ready=False)[0], pods(2)[1]], 5.0)
+    assert stage.fleet.lost == [Loss("policy-0", "v2")]
+
+
+async def test_a_replica_that_only_did_not_answer_a_change_is_not_lost(replicas: SimulatedFleet) -> None:
+    stage = Stage(replicas)
+    await stage.fleet.observe(pods(1), 5.0)
+    replicas.away = {"policy-0"}
+    stage.fleet.want({"uid-0": "v2"}, "", 1)
+    await stage.settle()
+    replicas.away = set()
+    await stage.fleet.observe(pods(1), 5.0)
+    assert stage.fleet.versions == {"v1": 1}
+    assert stage.fleet.lost == []
+
+
+async def test_a_replica_that_a_controller_before_changed_is_noticed_when_it_crashes(replicas: SimulatedFleet) -> None:
+    replicas.serving = {"policy-0": "v2"}
+    stage = Stage(replicas)
+    await stage.fleet.observe(pods(2), 5.0, given="v2")
+    await stage.fleet.observe(pods(2, ready=False), 5.0, given="v2")
+    assert stage.fleet.lost == [Loss("policy-0", "v2")]
+
+
+async def test_what_happens_after_a_run_is_not_its_fault(replicas: SimulatedFleet) -> None:
+    stage = Stage(replicas)
+    await stage.fleet.observe(pods(1), 5.0)
+    stage.fleet.want({"uid-0": "v2"}, "", 1)
+    await stage.settle()
+    stage.fleet.end_run()
+    await stage.fleet.observe(pods(1, ready=False), 5.0)
     assert stage.fleet.lost == []
 
 
@@ -169,10 +211,10 @@ async def test_replicas_that_do_not_answer_are_unreachable_and_serve_nothing_kno
 async def test_other_weights_under_the_announced_name_are_refused(replicas: SimulatedFleet) -> None:
     stage = Stage(replicas)
     await stage.fleet.observe(pods(2), 5.0)
-    stage.fleet.want({"uid-0": "v2"}, "", 1, digest="digest of v2")
+    stage.fleet.want({"uid-0": "v2"}, "", 1, digests={"v2": "digest of v2"})
     await stage.settle()
     assert stage.fleet.failures == []
-    stage.fleet.want({"uid-1": "v2"}, "", 1, digest="what the gate has seen")
+    stage.fleet.want({"uid-1": "v2"}, "", 1, digests={"v2": "what the gate has seen", "v1": "of another"})
     await stage.settle()
     assert [failure.fault for failure in stage.fleet.failures] == [Fault.REFUSED]
     assert "the log announced what the gate has seen" in stage.fleet.failures[0].message

@@ -17,7 +17,7 @@ SPEC = Spec.parse(
         "maxMixedSeconds": 5000,
     }
 )
-RUN = Run.begin("v2", "v1", 3, 0, now=1000.0)
+RUN = Run.begin("v2", "v1", 3, 7, now=1000.0)
 AT_STEP = replace(RUN, reached=1000.0)
 PASSED, WAITING, FAILED = Step(), Step(conclusive=False), Step(failed="metric errors failed", conclusive=False)
 
@@ -28,8 +28,8 @@ PASSED, WAITING, FAILED = Step(), Step(conclusive=False), Step(failed="metric er
         (Observed(10, 10), 2),
         (Observed(10, 10, on_target=1), 1),
         (Observed(10, 10, on_target=1, swapping=1), 0),
-        (Observed(10, 8), 0),  # two are gone since the run began: they may have been the canaries
-        (Observed(10, 9, on_target=1), 0),
+        (Observed(12, 8), 2),  # four are new, and not ready yet
+        (Observed(11, 10, on_target=1), 1),
         (Observed(1, 1), 1),
         (Observed(10, 10, on_target=5), 0),
     ],
@@ -38,18 +38,48 @@ def test_a_step_takes_no_more_replicas_than_it_names(seen: Observed, more: int) 
     assert budget(SPEC, RUN, seen) == more
 
 
-def test_replicas_that_were_away_before_the_run_do_not_count_as_its_canaries() -> None:
-    assert budget(SPEC, replace(RUN, unready_at_start=3), Observed(10, 7)) == 2
+def test_replicas_that_the_target_crashed_count_as_changed_until_they_are_back() -> None:
+    assert budget(SPEC, replace(RUN, lost=("a",)), Observed(10, 9)) == 1
+    assert budget(SPEC, replace(RUN, lost=("a", "b")), Observed(10, 8)) == 0
+
+
+def test_replicas_that_the_target_crashed_keep_a_step_from_its_end_until_they_are_back() -> None:
+    last = replace(RUN, step=2)
+    assert not reached(SPEC, replace(last, lost=("a", "b")), Observed(3, 1, on_target=1))
+    assert reached(SPEC, last, Observed(3, 1, on_target=1))  # two have not started yet: they will read the promotion
+    assert reached(SPEC, replace(last, lost=("a",)), Observed(20, 19, on_target=19))  # of many, maxUnreachable may lack
+
+
+@pytest.mark.parametrize("seen", [Observed(0, 0), Observed(3, 0)], ids=["no pods", "none ready"])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_without_replicas_no_step_ends_and_nothing_is_promoted(step: int, seen: Observed) -> None:
+    begun = replace(RUN, step=step)
+    assert not reached(SPEC, begun, seen)
+    for run in (begun, replace(begun, reached=1000.0, short=1010.0)):
+        for advanced in (False, True):
+            move = next_move(SPEC, run, seen, PASSED, advanced, 4000.0)
+            assert (move.act, move.reason) == (Act.WAIT, "NoReplica")
+    assert next_move(SPEC, replace(begun, reached=1000.0), seen, FAILED, False, 4000.0).reason == "AnalysisFailed"
+
+
+def test_a_step_of_no_replicas_needs_none() -> None:
+    manual = Spec.parse({"selector": {}, "target": {"channel": "approved"}, "strategy": {"type": "Manual"}})
+    assert reached(manual, RUN, Observed(0, 0))
+    run = replace(RUN, reached=1000.0)
+    assert next_move(manual, run, Observed(0, 0), WAITING, False, 1001.0).reason == "AwaitingAdvance"
+    assert next_move(manual, run, Observed(0, 0), WAITING, True, 1001.0).act is Act.NEXT
+
+
+@pytest.mark.parametrize(("total", "failures", "act"), [(1, 1, Act.ROLL_BACK), (3, 2, Act.WAIT), (3, 3, Act.ROLL_BACK)])
+def test_a_small_fleet_bears_fewer_crashes_than_it_has_replicas(total: int, failures: int, act: Act) -> None:
+    move = next_move(SPEC, replace(RUN, failures=failures), Observed(total, total), PASSED, False, 1001.0)
+    assert move.act is act
 
 
 def test_a_step_is_reached_when_its_replicas_serve_the_target_and_none_is_changing() -> None:
     assert not reached(SPEC, RUN, Observed(10, 10, on_target=1))
     assert not reached(SPEC, RUN, Observed(10, 10, on_target=2, swapping=1))
     assert reached(SPEC, RUN, Observed(10, 10, on_target=2))
-
-
-def test_a_step_is_never_reached_without_any_replica() -> None:
-    assert not reached(SPEC, RUN, Observed(3, 0))
 
 
 def test_few_replicas_that_do_not_answer_hold_up_no_promotion_and_many_do() -> None:
@@ -104,10 +134,6 @@ def test_without_progress_the_run_ends_and_names_what_it_waited_for() -> None:
     move = next_move(SPEC, RUN, Observed(10, 10, on_target=1), PASSED, False, 1100.0)
     assert move.act is Act.ROLL_BACK
     assert move.message == "step 1 of 3: 1 of 2 replicas serve v2, and nothing moved for 100 s"
-
-
-def test_without_any_replica_no_deadline_passes() -> None:
-    assert next_move(SPEC, RUN, Observed(3, 0), PASSED, False, 3000.0).reason == "NoReplica"
 
 
 def test_a_fleet_is_not_mixed_for_ever() -> None:
