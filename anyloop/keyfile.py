@@ -8,7 +8,7 @@ dictionary to try and nothing that a slow hash would slow down, while every requ
     requests_per_minute = 600         # n choices count as n requests; 0 or absent: no limit, as for all quotas
     feedback_per_minute = 60
     tokens_per_minute = 100000        # prompts and answers; an answer that goes over it ends, the next one waits
-    max_running = 16                  # answers at the same time
+    max_running = 16                  # answers at the same time; n choices take n places, or get 400 if n is more
     feedback_on = "own"               # answers to this principal only; absent, "any": all whose id it knows
 
     [[keys.mobile-app.key]]           # two while a key is replaced

@@ -144,15 +144,16 @@ class DataPlane:
         return len(self._answering)
 
     async def stream(
-        self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None = None
+        self, prepared: policy_pb2.GenerateRequest, timeout_s: float | None = None, *, counted: bool = False
     ) -> AsyncGenerator[policy_pb2.GenerateResponse, None]:
         """The events of one answer. Closing the iterator cancels the request all the way down. Raises GatewayError: 429
-        where the principal has as many answers running as it may, and what goes wrong on the way.
+        where the principal has as many answers running as it may (`counted`: the caller has seen to that), and what
+        goes wrong on the way.
 
         Its tokens count to the principal's quota also when the client goes away before the end.
         """
         used = 0
-        with self.keys.running(prepared.principal):
+        with contextlib.nullcontext() if counted else self.keys.running(prepared.principal):
             try:
                 async with contextlib.aclosing(self._answer(prepared, timeout_s)) as events:
                     async for event in events:

@@ -1,4 +1,8 @@
-"""One REST request with `n` choices is `n` requests to the policy service, run together and cancelled together."""
+"""One REST request with `n` choices is `n` requests to the policy service, run together and cancelled together.
+
+Of the answers that its principal may have at the same time it takes `n` at once, until the last has ended: taken one by
+one, the first would be generated in vain where the last finds no place.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -29,14 +33,15 @@ async def answer_all(plane: DataPlane, requests: list[policy_pb2.GenerateRequest
     """Whole answers in the order of `requests`. The first failure cancels the rest and is raised."""
 
     async def one(request: policy_pb2.GenerateRequest) -> Answer:
-        async with aclosing(plane.stream(request)) as events:
+        async with aclosing(plane.stream(request, counted=True)) as events:
             return await collect(request.response_id, events)
 
-    tasks = [asyncio.create_task(one(request)) for request in requests]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        await _cancel(tasks)
+    with plane.keys.running(requests[0].principal, len(requests)):
+        tasks = [asyncio.create_task(one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            await _cancel(tasks)
 
 
 async def interleave(
@@ -52,26 +57,27 @@ async def interleave(
 
     async def pump(index: int, request: policy_pb2.GenerateRequest) -> None:
         try:
-            async with aclosing(plane.stream(request)) as events:
+            async with aclosing(plane.stream(request, counted=True)) as events:
                 async for event in events:
                     await queue.put((index, event))
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
-    tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                yield item
-    finally:
-        await _cancel(tasks)
+    with plane.keys.running(requests[0].principal, len(requests)):
+        tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+        try:
+            running = len(tasks)
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            await _cancel(tasks)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]] | list[asyncio.Task[Answer]]) -> None:

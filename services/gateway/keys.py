@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from anyloop.keyfile import ApiKey, KeysFileError, Principal, Principals, Quotas, Role, hash_key, read_keys
-from services.gateway.errors import GatewayError, Status
+from services.gateway.errors import GatewayError, Status, invalid
 from services.gateway.quotas import Meters
 
 __all__ = ["ANONYMOUS", "LOCAL_CALLER", "Caller", "KeyRing", "KeysFileError", "Role", "hash_key"]
@@ -112,8 +112,16 @@ class KeyRing:
     def charge_choices(self, caller: Caller, choices: int) -> None:
         """Counts n choices as n requests; `require` has counted one. Raises GatewayError: 429, and none has counted.
 
-        The wait is for all of them: whoever tries again is counted from the first.
+        The wait is for all of them: whoever tries again is counted from the first. 400 where so many may never run at
+        the same time, so that trying again would be in vain.
         """
+        if 0 < caller.quotas.max_running < choices:
+            raise invalid(
+                f"'n' is {choices}, and this key may have {caller.quotas.max_running} answers at the same time: "
+                "ask for fewer choices",
+                "n",
+                "too_many_choices",
+            )
         if choices > 1:
             limit = caller.quotas.requests_per_minute
             self._meters.take(caller.principal, "requests", limit, choices, given_back=1)
@@ -122,9 +130,9 @@ class KeyRing:
         """Counts an answer that has ended, with its prompt. Who has used too many waits with the next request."""
         self._meters.owe(principal, _TOKENS, self._quotas(principal).tokens_per_minute, tokens)
 
-    def running(self, principal: str) -> AbstractContextManager[None]:
-        """Around an answer. Raises GatewayError (429) where the principal has as many as it may."""
-        return self._meters.running(principal, self._quotas(principal).max_running)
+    def running(self, principal: str, answers: int = 1) -> AbstractContextManager[None]:
+        """Around answers. Raises GatewayError (429) where they would be more than the principal may have."""
+        return self._meters.running(principal, self._quotas(principal).max_running, answers)
 
     def _quotas(self, principal: str) -> Quotas:
         caller = self._callers.get(principal)

@@ -73,11 +73,11 @@ class Meters:
                 self._bucket(principal, what, limit, now).owe(now, count)
 
     @contextmanager
-    def running(self, principal: str, limit: int) -> Iterator[None]:
-        """One more at the same time. Raises GatewayError: 429. A limit of 0 is none."""
+    def running(self, principal: str, limit: int, count: int) -> Iterator[None]:
+        """So many more at the same time, or none of them. Raises GatewayError: 429. A limit of 0 is none."""
         with self._lock:
             now_running = self._running.get(principal, 0)
-            if 0 < limit <= now_running:
+            if 0 < limit < now_running + count:
                 raise GatewayError(
                     Status.RESOURCE_EXHAUSTED,
                     f"{now_running} answers run for this key, and no more than {limit} may at the same time "
@@ -85,12 +85,12 @@ class Meters:
                     "too_many_running",
                     retry_after_s=_BUSY_RETRY_S,
                 )
-            self._running[principal] = now_running + 1
+            self._running[principal] = now_running + count
         try:
             yield
         finally:
             with self._lock:
-                self._running[principal] -= 1
+                self._running[principal] -= count
                 if not self._running[principal]:
                     del self._running[principal]
 

@@ -218,13 +218,43 @@ async def test_only_so_many_answers_run_at_the_same_time(start: Any, tmp_path: P
     write_keys(path, {"app": principal("app", max_running=2), "other": principal("other")})
     world = await start(keys_file=path)
     post, headers = world.http.post, {"Authorization": "Bearer key-app"}
-    refused = await post("/v1/chat/completions", json={**SAYS, "n": 3}, headers=headers)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_running")
-    assert refused.headers["retry-after"] == "1"
-    for _ in range(3):  # those of the refused request have ended, and an answer gives its place back
-        assert (await post("/v1/chat/completions", json={**SAYS, "n": 2}, headers=headers)).status_code == 200
+    talks = {"messages": [{"role": "user", "content": "silence"}], "stream": True}
+    async with world.http.stream("POST", "/v1/chat/completions", json=talks, headers=headers) as running:
+        assert running.status_code == 200
+        for stream in (False, True):
+            refused = await post("/v1/chat/completions", json={**SAYS, "n": 2, "stream": stream}, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_running")
+            assert refused.headers["retry-after"] == "1"
+        assert len(world.policy.requests) == 1, "none of the two was begun in vain"
+        assert (await post("/v1/chat/completions", json=SAYS, headers=headers)).status_code == 200
+    await asyncio.wait_for(world.policy.cancelled.wait(), 10)
+    for stream in (False, True, False):  # an answer that has ended gives its place back
+        for _ in range(100):
+            reply = await post("/v1/chat/completions", json={**SAYS, "n": 2, "stream": stream}, headers=headers)
+            if reply.status_code == 200:
+                break
+            await asyncio.sleep(0.02)  # the gateway notices a moment after the policy service that the client left
+        assert reply.status_code == 200
     other = {"Authorization": "Bearer key-other"}
     assert (await post("/v1/chat/completions", json={**SAYS, "n": 3}, headers=other)).status_code == 200
+
+
+async def test_more_choices_than_may_ever_run_are_a_mistake_and_not_to_be_tried_again(
+    start: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.toml"
+    write_keys(path, {"app": principal("app", max_running=2, requests_per_minute=10)})
+    world = await start(keys_file=path)
+    post, headers = world.http.post, {"Authorization": "Bearer key-app"}
+    bodies = {"/v1/chat/completions": {**SAYS, "n": 3}, "/v1/images/generations": {"prompt": "a circle", "n": 3}}
+    for route, body in bodies.items():
+        refused = await post(route, json=body, headers=headers)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], error["param"]) == (400, "too_many_choices", "n")
+        assert "retry-after" not in refused.headers
+    assert not world.policy.requests
+    for _ in range(4):  # 2 refused requests counted once each, and 4 with 2 choices
+        assert (await post("/v1/chat/completions", json={**SAYS, "n": 2}, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
