@@ -106,7 +106,7 @@ def gateway(proof: Proof) -> None:
     with proof.start("gateway", "gateway") as running:
         _wait(running, "http", "28080", "/health")
         _confined(running)
-        listed = running.execute("python", "-m", "anyloop.cli", "topics", "list", "--json")
+        listed = running.execute("anyloop", "topics", "list", "--json")
         _expect(listed.returncode == 0, f"anyloop topics list: {listed.stderr}")
         _stops(running)
 

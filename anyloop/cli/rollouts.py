@@ -2,6 +2,7 @@
 writes, and writes what it reads."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Rollouts of new versions over the replicas of a cluster.")
 
 _GROUP, _VERSION, _PLURAL = "anyloop.dev", "v1alpha1", "policyrollouts"
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # all that a pod's account may see
 _COLOURS = {"Completed": "green", "Idle": "green", "RolledBack": "red", "Aborted": "red", "RollingBack": "red"}
 _NOTEWORTHY = {("Available", "False"), ("Degraded", "True"), ("Paused", "True"), ("Mixed", "True")}
 Name = Annotated[str, typer.Argument(help="A PolicyRollout; leave out where there is one.")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Default: the kubeconfig context's, or the pod's.")]
 Kubeconfig = Annotated[str, typer.Option(help="Default: KUBECONFIG, ~/.kube/config, or the pod's service account.")]
 Context = Annotated[str, typer.Option(help="A context of the kubeconfig.")]
 
@@ -220,6 +222,7 @@ class _Cluster:
                 if kubeconfig or context:
                     raise
                 config.load_incluster_config(client_configuration=settings)
+                own = _POD_NAMESPACE.read_text(encoding="utf-8").strip()
         except (config.ConfigException, OSError) as error:
             raise CommandError(f"No cluster to talk to: {error}. Give --kubeconfig", ExitCode.UNREACHABLE) from error
         self.namespace = namespace or own or "default"

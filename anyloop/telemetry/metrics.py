@@ -5,9 +5,10 @@ Counters are named without `_total`, which the client library appends. Times are
 
 import threading
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+
+from anyloop import __version__
 
 # From one decode step of a tiny model to a slow video.
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -157,10 +158,7 @@ AUDIT_FAILURES = Counter("anyloop_audit_failures", "Entries that the audit trail
 KEYS_RELOADS = Counter("anyloop_keys_reloads", "Changes of the keys file, by outcome (done, failed)", ["outcome"])
 DEAD_LETTERS = Counter("anyloop_dead_letters", "Records sent to a dead-letter topic", ["topic"])
 
-try:
-    VERSION = version("anyloop")
-except PackageNotFoundError:  # run from a folder, not installed
-    VERSION = "unknown"
+VERSION = __version__  # not the distribution's: images have none
 BUILD_INFO.labels(VERSION).set(1)
 
 

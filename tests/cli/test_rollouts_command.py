@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import kubernetes
 import pytest
 from typer.testing import CliRunner, Result
 
+from anyloop.cli import rollouts
 from anyloop.cli.app import app
 
 PREFIX = "/apis/anyloop.dev/v1alpha1"
@@ -108,6 +110,22 @@ def test_list_shows_phase_versions_and_replicas(server: Server) -> None:
     for said in ("policy", "Progressing", "v1", "v2", "2/3", "1/3"):
         assert said in found.stdout
     assert json.loads(anyloop(server, "list", "--json").stdout)[0]["metadata"]["name"] == "policy"
+
+
+def test_in_a_pod_it_asks_of_the_pods_namespace_as_its_account(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kubectl exec` into the controller: its account may see no other namespace, `default` least of all."""
+    (tmp_path / "namespace").write_text("shop")
+    monkeypatch.setattr(rollouts, "_POD_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(
+        kubernetes.config,
+        "load_incluster_config",
+        lambda client_configuration: setattr(client_configuration, "host", server.address),
+    )
+    found = CliRunner().invoke(app, ["rollouts", "list"], env={"COLUMNS": "200"})
+    assert "No PolicyRollout in the namespace shop" in found.stdout
 
 
 def test_an_empty_namespace_is_said_to_be_empty(server: Server) -> None:

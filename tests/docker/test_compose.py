@@ -1,10 +1,12 @@
 """The compose file runs what the tests run: the same broker, set up in the ways that AnyLoop depends on; and the
 services as a cluster would run them."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import botocore.configprovider
 import pytest
 import yaml
 
@@ -89,6 +91,25 @@ def test_our_services_run_as_in_a_cluster(project: dict[str, Any], name: str) ->
 def test_settings_are_ones_that_our_programs_read(project: dict[str, Any], name: str) -> None:
     ours = {key for key in project["services"][name]["environment"] if key.startswith("ANYLOOP_")}
     assert ours <= {f"ANYLOOP_{field.upper()}" for field in Settings.model_fields}
+
+
+def test_triton_has_the_time_that_it_takes_to_end_and_its_log_is_the_containers(project: dict[str, Any]) -> None:
+    assert _seconds(project["services"]["triton"]["stop_grace_period"]) >= 15  # its exit timeout is 10
+    (command,) = re.findall(r"^CMD (\[.*\])$", (DOCKER / "triton" / "Dockerfile").read_text(), re.MULTILINE)
+    assert project["services"]["triton"].get("command") is None
+    assert "--log-to-stdout" in json.loads(command)
+
+
+def _seconds(duration: str) -> float:
+    minutes = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration)
+    assert minutes, duration
+    return 60 * int(minutes[1] or 0) + int(minutes[2] or 0)
+
+
+def test_the_region_is_told_by_the_name_that_the_s3_client_reads(project: dict[str, Any]) -> None:
+    names = set(project["services"]["gateway"]["environment"])
+    assert botocore.configprovider.BOTOCORE_DEFAUT_SESSION_VARIABLES["region"][1] in names
+    assert {name for name in names if "REGION" in name} == {"AWS_DEFAULT_REGION"}
 
 
 def test_targets_are_services_of_the_project(project: dict[str, Any]) -> None:

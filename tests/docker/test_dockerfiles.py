@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from anyloop.telemetry import metrics
 from tests.docker.compose_project import DOCKER
 
 REPOSITORY = DOCKER.parent
@@ -62,7 +63,8 @@ def test_pins_name_a_version_and_a_digest_only_as_registries_write_it() -> None:
             assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?", image), name
             assert "latest" not in image
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert SETTINGS["ANYLOOP_VERSION"] == project["version"]
+    # The packages lie in images as sources: what they say of themselves is what metrics and traces say.
+    assert SETTINGS["ANYLOOP_VERSION"] == project["version"] == metrics.VERSION
 
 
 @named
