@@ -169,9 +169,9 @@ def _progress(world: World, run: Run) -> Decision:
         return _turn_back(
             world, run, ROLLED_BACK, f"a replica refused the weights: {refused.message}", "WeightsRefused"
         )
+    run, notices = _crashes(world, run)
     if spec.paused:
-        return _paused(world, run)
-    notices: list[Notice] = []
+        return _paused(world, run, notices)
     if run.paused is not None:
         by = world.annotations.get(PAUSED_BY, "")
         notices.append(
@@ -199,9 +199,8 @@ def _progress(world: World, run: Run) -> Decision:
     return Decision(move.phase, move.reason, move.message, run, notices=noted, change=change, back=back, until=until)
 
 
-def _observed(world: World, run: Run) -> tuple[Run, list[Notice]]:
-    """The run with what was seen: how far it came, which replicas failed."""
-    spec, seen, now = world.spec, world.seen, world.now
+def _crashes(world: World, run: Run) -> tuple[Run, list[Notice]]:
+    """The run with the replicas that failed since the last look."""
     broke = [one.message for one in world.failures if one.version == run.version and one.fault is Fault.BROKE]
     crashed = [one.pod for one in world.lost if one.version == run.version]
     bad = [*broke, *(f"{name} crashed or was restarted on {run.version}" for name in crashed)]
@@ -209,9 +208,16 @@ def _observed(world: World, run: Run) -> tuple[Run, list[Notice]]:
         Notice("ReplicaFailed", message, f"{run.id}/failure/{run.failures + number}", warning=True)
         for number, message in enumerate(bad)
     ]
+    run = run.looked_at(world.seen.usable, world.unready, crashed, world.now)
+    return replace(run, failures=run.failures + len(bad)), notices
+
+
+def _observed(world: World, run: Run) -> tuple[Run, list[Notice]]:
+    """The run with what was seen: how far it came."""
+    spec, seen, now = world.spec, world.seen, world.now
+    notices: list[Notice] = []
     steps = len(spec.steps)
-    run = run.looked_at(seen.usable, world.unready, crashed, now)
-    run = replace(run, failures=run.failures + len(bad), steps=steps, step=min(run.step, steps - 1))
+    run = replace(run, steps=steps, step=min(run.step, steps - 1))
     if seen.on_target > run.peak:
         run = replace(run, peak=seen.on_target, progress=now)
     done = moves.reached(spec, run, seen)
@@ -225,18 +231,17 @@ def _observed(world: World, run: Run) -> tuple[Run, list[Notice]]:
     return run, notices
 
 
-def _paused(world: World, run: Run) -> Decision:
+def _paused(world: World, run: Run, notices: Sequence[Notice]) -> Decision:
     end = run.started + world.spec.max_mixed
     if world.now >= end:
         why = f"the rollout took longer than maxMixedSeconds ({world.spec.max_mixed:g}), part of it paused"
         return _turn_back(world, run, ROLLED_BACK, why, "MixedTooLong")
-    notices: tuple[Notice, ...] = ()
     if run.paused is None:
         run = replace(run, paused=world.now)
         by = world.annotations.get(PAUSED_BY, "")
         about = f"{run.id}/{run.paused}"
-        notices = (Notice("Paused", "spec.paused is true", about, audit="rollout.pause", actor=by),)
-    return Decision("Paused", "Paused", "spec.paused is true", run, notices=notices, until=end)
+        notices = (*notices, Notice("Paused", "spec.paused is true", about, audit="rollout.pause", actor=by))
+    return Decision("Paused", "Paused", "spec.paused is true", run, notices=tuple(notices), until=end)
 
 
 def _promoted_since(world: World, run: Run) -> bool:

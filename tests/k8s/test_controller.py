@@ -352,6 +352,62 @@ async def test_a_replica_on_a_version_that_the_history_forgot_goes_back(stage: S
         await until(lambda: stage.replicas.serving["policy-0"] == "v1")
 
 
+async def test_a_version_that_fails_again_is_rejected_again(stage: Stage) -> None:
+    stage.replicas.refused = {"v2"}
+    await stage.set_up(2)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "RolledBack")
+        first = stage.status["history"][0]["id"]
+        await stage.patch(metadata={"annotations": {"anyloop.dev/retry": first}})
+        await until(lambda: stage.phase == "RolledBack" and len(stage.status["history"]) == 2)
+    assert stage.words(REJECTED) == ["v2", "v2"]
+
+
+async def test_replicas_that_are_new_and_not_ready_keep_no_other_from_its_change(stage: Stage) -> None:
+    await stage.set_up(4, progressDeadlineSeconds=1, strategy={"type": "Manual"})
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        for number in (4, 5):
+            await stage.api.create(PODS, "shop", pod_object(f"policy-{number}", ready=False))
+        await until(lambda: stage.status["replicas"]["total"] == 6)
+        run = stage.status["run"]["id"]
+        await stage.patch(metadata={"annotations": {"anyloop.dev/advance": f"{run}/0"}})
+        await until(lambda: stage.versions == {"v1": 3, "v2": 1})
+
+
+async def test_failed_measurements_survive_a_pause_and_a_takeover(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [2.0]
+
+    async def query(*_: object) -> tuple[float, str]:
+        return found[0], ""
+
+    monkeypatch.setattr("k8s.measuring.Meter.query", query)
+    metric = {"name": "refusals", "prometheus": {"query": "refusals", "max": 1}}
+    analysis = {"warmUpSeconds": 0, "intervalSeconds": 1, "failureLimit": 1, "metrics": [metric]}
+    await stage.set_up(2, strategy=CANARY, analysis=analysis)
+
+    def failed() -> int:
+        return sum(one.get("failures", 0) for one in stage.status.get("analysis", ()))
+
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: failed() == 1)
+        await stage.patch(spec={"paused": True})
+        await until(lambda: stage.phase == "Paused")
+    found[0] = 0.5
+    async with stage.controller():
+        await asyncio.sleep(0.3)
+        await stage.patch(spec={"paused": False})
+        await until(lambda: any(one["verdict"] == "Passed" for one in stage.status["analysis"]))
+        assert failed() == 1
+        found[0] = 2.0
+        await until(lambda: stage.phase == "RolledBack")
+
+
 async def test_of_two_rollouts_of_one_lineage_the_younger_does_nothing(stage: Stage) -> None:
     await stage.set_up(2)
     younger = {**stage.rollout, "metadata": {"name": "late", "creationTimestamp": "2026-02-02T00:00:00Z"}}

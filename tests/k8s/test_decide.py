@@ -229,6 +229,14 @@ def test_a_pause_stops_the_clocks_and_changes_nothing() -> None:
     assert later.change == 3
 
 
+def test_replicas_that_crash_in_a_pause_are_kept_in_mind() -> None:
+    paused = replace(RUN, paused=1950.0)
+    crashed = world(run=paused, spec=spec(paused=True), lost=[Loss("policy-2", "v2")], unready={"policy-2"})
+    decision = decide(crashed)
+    assert decision.run is not None
+    assert (decision.phase, decision.run.failures, decision.run.lost) == ("Paused", 1, ("policy-2",))
+
+
 def test_a_pause_has_an_end() -> None:
     paused = replace(RUN, paused=1950.0)
     decision = decide(world(("v2", APPROVED), run=paused, spec=spec(paused=True, maxMixedSeconds=100)))
