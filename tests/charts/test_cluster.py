@@ -1,6 +1,7 @@
 """The chart on a real API server: applied, installed, upgraded, rolled back, uninstalled. No kubelet: nothing runs."""
 
 import json
+import tarfile
 import time
 import urllib.error
 import uuid
@@ -160,10 +161,13 @@ def test_a_release_is_installed_upgraded_to_this_chart_rolled_back_and_uninstall
 ) -> None:
     values = example(name)
     policies = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/anyloop-policy"
+    apply(cluster, definition_of(release), "")
     helm.install(str(release), "anyloop", values, namespace=namespace)
     first = cluster.request("GET", policies)
     assert first["metadata"]["labels"]["helm.sh/chart"] == release.stem
 
+    # As docs/kubernetes.md says: Helm never changes a definition.
+    apply(cluster, yaml.safe_load((CHART / "crds" / "policyrollouts.yaml").read_text()), "")
     helm.upgrade(str(CHART), "anyloop", {**values, "logLevel": "DEBUG"}, namespace=namespace)
     second = cluster.request("GET", policies)
     assert second["metadata"]["uid"] == first["metadata"]["uid"], "it was made anew, with all its pods at once"
@@ -182,6 +186,40 @@ def test_a_release_is_installed_upgraded_to_this_chart_rolled_back_and_uninstall
     assert left == []
     claims = cluster.request("GET", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims")["items"]
     assert "anyloop-registry" in {claim["metadata"]["name"] for claim in claims}, "checkpoints went with the release"
+
+
+def definition_of(release: Path) -> Object:
+    """The definition that came with a release: beside another one, Helm would not install it."""
+    with tarfile.open(release) as packed:
+        member = packed.extractfile("anyloop/crds/policyrollouts.yaml")
+        assert member is not None
+        return dict(yaml.safe_load(member.read()))
+
+
+def test_autoscaling_takes_a_fleet_over_as_it_stands(cluster: ControlPlane, namespace: str, helm: Config) -> None:
+    """Without a number in the manifest Kubernetes would go to one pod until the autoscaler acts."""
+    apps = f"/apis/apps/v1/namespaces/{namespace}"
+    places = {
+        "gateway": f"{apps}/statefulsets/anyloop-gateway",
+        "policy": f"{apps}/statefulsets/anyloop-policy",
+        "decoders": f"{apps}/deployments/anyloop-decoders",
+    }
+
+    def replicas() -> dict[str, int]:
+        return {name: cluster.request("GET", path)["spec"]["replicas"] for name, path in places.items()}
+
+    fixed = {"gateway": 3, "policy": 5, "decoders": 2}
+    helm.install(
+        str(CHART), "anyloop", {name: {"replicas": count} for name, count in fixed.items()}, namespace=namespace
+    )
+    assert replicas() == fixed
+    scaled = {name: {"autoscaling": {"kind": "hpa", "minReplicas": 3}} for name in places}
+    helm.upgrade(str(CHART), "anyloop", scaled, namespace=namespace)
+    assert replicas() == {"gateway": 3, "policy": 5, "decoders": 3}
+    # The autoscaler has added one; an upgrade of something else leaves it.
+    cluster.request("PATCH", places["policy"], {"spec": {"replicas": 6}}, "application/merge-patch+json")
+    helm.upgrade(str(CHART), "anyloop", {**scaled, "logLevel": "DEBUG"}, namespace=namespace)
+    assert replicas()["policy"] == 6
 
 
 def test_what_kubernetes_never_lets_change_is_refused_here_too(

@@ -9,6 +9,9 @@ from tests.charts.rendering import ALL, ROOT, Object, environment, of_kind, pod_
 
 Arrow = tuple[str, str, str]  # from, to, ports
 DOCUMENT = ROOT / "docs" / "kubernetes.md"
+# Value of networkPolicy -> its name in the table.
+_SAME = ("clients", "monitoring", "kafka", "credentials", "kubernetes", "prometheus", "collector")
+OUTSIDE = {**dict(zip(_SAME, _SAME, strict=True)), "objectStorage": "objects"}
 # All that the chart can draw, with names for what is outside; several nodes of the trainer among it.
 WHOLE = {
     "trainer": {"nodes": 2, "home": {"accessModes": ["ReadWriteMany"]}},
@@ -16,12 +19,8 @@ WHOLE = {
     "model": {"source": "s3://models/base", "path": "/var/lib/anyloop-registry/.base"},
     "rollouts": {"prometheus": {"url": "http://prometheus:9090"}},
     "tracing": {"endpoint": "http://collector:4317"},
-    "networkPolicy": {
-        name: [{"podSelector": {"matchLabels": {"outside": name}}}]
-        for name in ("clients", "monitoring", "kafka", "objectStorage", "kubernetes", "prometheus", "collector")
-    },
+    "networkPolicy": {name: [{"podSelector": {"matchLabels": {"outside": name}}}] for name in OUTSIDE},
 }
-OUTSIDE = {"objectStorage": "objects"}
 
 
 def policies(objects: list[Object]) -> dict[str, Object]:
@@ -35,7 +34,7 @@ def policies(objects: list[Object]) -> dict[str, Object]:
 def peer(given: dict[str, Any]) -> str:
     labels = given["podSelector"]["matchLabels"]
     if "outside" in labels:
-        return f"[{OUTSIDE.get(labels['outside'], labels['outside'])}]"
+        return f"[{OUTSIDE[labels['outside']]}]"
     assert labels["app.kubernetes.io/instance"] == "anyloop"
     return str(labels["app.kubernetes.io/component"])
 
@@ -159,6 +158,31 @@ def test_ports_that_arrows_end_at_are_ports_of_their_pods() -> None:
 def test_an_object_stores_own_port_is_open(url: str, port: str) -> None:
     values = {**WHOLE, "media": {"url": "s3://media", "s3": {"endpoint": url}}}
     assert {ports for _, to, ports in allowed(render(values))[1] if to == "[objects]"} == {port}
+
+
+@pytest.mark.parametrize(
+    ("values", "asking"),
+    [
+        ({"media": {"url": "s3://media"}}, {"gateway", "decoders", "gate"}),
+        ({"media": {"url": "s3://media", "s3": {"existingSecret": "objects"}}}, set()),
+        ({"model": {"source": "s3://models/base", "path": "/var/lib/anyloop-registry/.base"}}, {"bootstrap"}),
+        ({"model": {"source": "hf://owner/base", "path": "/var/lib/anyloop-registry/.base"}}, set()),
+        ({}, set()),
+    ],
+    ids=["media", "media with keys", "model", "model of a hub", "volumes"],
+)
+def test_keys_of_the_node_are_asked_for_by_those_who_open_s3_without_any(
+    values: dict[str, Any], asking: set[str]
+) -> None:
+    addresses = {"169.254.169.254/32", "169.254.170.23/32"}  # instance metadata, pod identity
+    found = {
+        component
+        for component, spec in policies(render(values)).items()
+        for rule in (spec.get("egress") or [])
+        if {peer["ipBlock"]["cidr"] for peer in rule.get("to", []) if "ipBlock" in peer} == addresses
+        and rule["ports"] == [{"port": 80, "protocol": "TCP"}]
+    }
+    assert found == asking
 
 
 def test_policies_can_be_left_to_others() -> None:

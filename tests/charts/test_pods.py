@@ -163,6 +163,61 @@ def test_triton_reads_weights_and_is_told_no_secret() -> None:
         assert "env" not in sidecar
 
 
+def test_a_services_own_variables_are_not_tritons() -> None:
+    """A secret that a service needs stays with the service."""
+    mine = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "token"}}}
+    its = {"name": "CUDA_VISIBLE_DEVICES", "value": "0"}
+    for component, key in (("policy", "policy"), ("policy-lab", "lab"), ("critique", "critique")):
+        spec = pod_specs(render({key: {"extraEnv": [mine], "triton": {"extraEnv": [its]}}}))[component]
+        (sidecar,), (service,) = spec["initContainers"], spec["containers"]
+        assert sidecar["env"] == [its]
+        assert mine in service["env"]
+        assert its not in service["env"]
+
+
+def test_tritons_log_goes_where_containers_are_read_and_not_to_the_outboxes_disk() -> None:
+    for component in ("policy", "policy-lab", "critique", "decoders"):
+        assert "--log-to-stdout" in tritons_arguments(component)
+
+
+def test_tritons_metrics_are_found_by_number_in_the_pods_that_have_them() -> None:
+    """Older clusters do not resolve a named port of a sidecar; another pod's port 8002 would be a target down."""
+    objects = render({"monitoring": {"serviceMonitor": {"enabled": True}}})
+    service = named(objects, "Service", "anyloop-metrics-triton")
+    (port,) = service["spec"]["ports"]
+    assert (port["name"], port["targetPort"]) == ("triton-metrics", 8002)
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} == {"metrics", "triton-metrics"}
+    assert service["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
+    chosen = {
+        component
+        for each in of_kind(objects, "Deployment", "StatefulSet")
+        for labels in [each["spec"]["template"]["metadata"]["labels"]]
+        for component in [labels["app.kubernetes.io/component"]]
+        if labels.items() >= service["spec"]["selector"].items()
+    }
+    assert chosen == {part for part, spec in pod_specs(objects).items() if "initContainers" in spec}
+    alone = render({"host": "inprocess", "monitoring": {"serviceMonitor": {"enabled": True}}})
+    (monitor,) = of_kind(alone, "ServiceMonitor")
+    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["metrics"]
+
+
+@pytest.mark.parametrize(("longest", "period"), [(5, 60), (600, 625), (7200, 1800)])
+def test_a_fleet_shrinks_by_one_in_the_time_of_a_drain_as_far_as_kubernetes_allows(longest: int, period: int) -> None:
+    objects = render({"drain": {"longestResponseSeconds": longest}, "gateway": {"autoscaling": {"kind": "hpa"}}})
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler")
+    assert scaler["spec"]["behavior"]["scaleDown"]["policies"] == [
+        {"type": "Pods", "value": 1, "periodSeconds": period}
+    ]
+
+
+def test_pods_that_open_a_cloud_store_may_be_named_to_it_and_the_controller_is_not() -> None:
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/loop"}
+    accounts = of_kind(render({"serviceAccount": {"annotations": role}}), "ServiceAccount")
+    given = {each["metadata"]["name"]: each["metadata"].get("annotations") for each in accounts}
+    assert given == {"anyloop": role, "anyloop-controller": None}
+
+
 def test_only_those_who_make_or_name_versions_can_change_the_registry() -> None:
     writers, readers = set(), set()
     for component, spec in pod_specs(rendered("defaults")).items():

@@ -3,17 +3,20 @@
 import copy
 import functools
 import json
+import re
 from typing import Any
 
 import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from helm_python import HelmError
+from helm_python import Chart, HelmError
 from hypothesis import HealthCheck, given, settings
 
-from tests.charts.rendering import ALL, CHART, example, of_kind, pod_specs, render
+from tests.charts.rendering import ALL, CHART, example, of_kind, pod_specs, render, rendered
 from tests.charts.value_strategies import SCHEMA, overrides
+
+SERVICE_LEVELS = CHART / "rules" / "slo.yaml"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -103,6 +106,32 @@ REFUSED = {
     "scaled by nothing": ({"gateway": {"autoscaling": {"kind": "hpa", "cpuPercent": 0}}}, "set cpuPercent"),
     "asking nobody": ({"policy": {"autoscaling": {"kind": "keda"}}}, "needs policy.autoscaling.prometheusUrl"),
     "a model without a place": ({"model": {"source": "s3://models/base"}}, "model.source needs model.path"),
+    "an authority without TLS": (
+        {"kafka": {"bundled": {"enabled": False}, "external": {"brokers": ["a:1"], "caKey": "ca.crt"}}},
+        "kafka.external.caKey is for TLS, and kafka.external.securityProtocol=PLAINTEXT has none: set it to SSL",
+    ),
+    "a certificate of no Secret": (
+        {
+            "kafka": {
+                "bundled": {"enabled": False},
+                "external": {"brokers": ["a:1"], "securityProtocol": "SSL", "clientCertificate": True},
+            }
+        },
+        "kafka.external.clientCertificate needs kafka.external.existingSecret",
+    ),
+    "a store that the images have no client for": ({"media": {"url": "gs://media"}}, "url"),
+    "a model that the images cannot fetch": (
+        {"model": {"source": "gs://models/base", "path": "/var/lib/anyloop-registry/.base"}},
+        "source",
+    ),
+    "a label that selectors go by": (
+        {"lab": {"podLabels": {"app.kubernetes.io/component": "x"}}},
+        "lab.podLabels: app.kubernetes.io/component is a label by which the chart's objects find one another: choose",
+    ),
+    "a label of all objects that is the chart's": (
+        {"commonLabels": {"app.kubernetes.io/part-of": "x"}},
+        "commonLabels: app.kubernetes.io/part-of is",
+    ),
     "an endpoint of nothing": (
         {"media": {"s3": {"endpoint": "https://objects"}}},
         "set it, or leave the endpoint empty",
@@ -177,6 +206,40 @@ def test_rules_and_dashboards_are_the_files_beside_the_chart(name: str) -> None:
     assert boards == {path.name: json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")}
     assert files
     assert boards
+
+
+def test_runbooks_are_where_their_readers_are() -> None:
+    def runbooks(**rules: Any) -> list[str]:
+        objects = render({"monitoring": {"rules": {"enabled": True, **rules}}})
+        groups = [group for each in of_kind(objects, "PrometheusRule") for group in each["spec"]["groups"]]
+        alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+        return [rule["annotations"]["runbook_url"] for rule in alerts]
+
+    plain = runbooks()
+    assert all(url.startswith("docs/operations.md#") for url in plain)
+    for base in ("https://wiki.example.com/loop", "https://wiki.example.com/loop/"):
+        assert runbooks(runbookBase=base) == [f"https://wiki.example.com/loop/{url}" for url in plain]
+
+
+@pytest.mark.parametrize("name", ["many-nodes", "defaults"])
+def test_a_rollouts_pauses_leave_most_of_the_time_that_is_promised_from_feedback_to_service(name: str) -> None:
+    (rollout,) = of_kind(rendered(name), "PolicyRollout")
+    pauses = [str(step["pause"]) for step in rollout["spec"]["strategy"]["steps"]]
+    seconds = sum(int(pause.removesuffix("m")) * (60 if pause.endswith("m") else 1) for pause in pauses)
+    (promised,) = set(re.findall(r'feedback_to_serving_seconds_bucket{le="([0-9.]+)"}', SERVICE_LEVELS.read_text()))
+    assert 0 < seconds <= float(promised) / 2
+
+
+def test_the_operator_hears_that_a_volume_may_stay_pending() -> None:
+    def notes(values: dict[str, Any]) -> str:
+        with Chart.load(CHART) as chart:
+            rendered = chart.render(values, name="anyloop", namespace="demo")
+        return next(text for path, text in rendered.items() if path.endswith("NOTES.txt"))
+
+    assert "set registry and media.storageClassName, or accessModes" in notes({})
+    assert "set registry.storageClassName, or accessModes" in notes({"media": {"url": "s3://media"}})
+    assert "Pending" not in notes(example("laptop"))
+    assert "Pending" not in notes(example("many-nodes"))
 
 
 def test_another_strategy_or_target_takes_the_place_of_the_defaults() -> None:

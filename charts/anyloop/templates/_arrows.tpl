@@ -2,7 +2,7 @@
 docs/kubernetes.md too (a test holds them equal). Everything else is denied.
 
 `from` and `to` are components or, in brackets, what is outside the release: [clients], [monitoring], [kafka], [objects],
-[prometheus], [collector], [kubernetes]. Name resolution is allowed to everybody. A port range is written "a-b".
+[credentials], [prometheus], [collector], [kubernetes]. Name resolution is allowed to everybody. A port range is written "a-b".
 The kubelet's probes come from the pod's own node, which network policies always let through. */}}
 
 {{- define "anyloop.arrows" -}}
@@ -21,6 +21,7 @@ The kubelet's probes come from the pod's own node, which network policies always
 - {from: "[clients]", to: gateway, ports: [8080, 8081]}
 - {from: gateway, to: policy, ports: [50051, 50061]}
 - {from: gateway, to: critique, ports: [50062]}
+- {from: gateway, to: decoders, ports: [50053]}
 {{- range $replicas }}
 - {from: {{ . }}, to: decoders, ports: [50053]}
 {{- end }}
@@ -45,6 +46,9 @@ The kubelet's probes come from the pod's own node, which network policies always
 {{- range $component := (include "anyloop.components" . | fromYamlArray) }}
 {{- if include "anyloop.usesObjects" (dict "root" $ "component" $component) }}
 - {from: {{ $component }}, to: "[objects]", ports: {{ include "anyloop.objectPorts" $ }}}
+{{- if include "anyloop.asksForCredentials" (dict "root" $ "component" $component) }}
+- {from: {{ $component }}, to: "[credentials]", ports: [80]}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- range $component := (include "anyloop.components" . | fromYamlArray) }}
@@ -88,6 +92,14 @@ The kubelet's probes come from the pod's own node, which network policies always
 {{- define "anyloop.urlPort" -}}
 {{- $own := regexFind ":[0-9]+$" (urlParse .).host -}}
 {{- if $own }}{{ trimPrefix ":" $own }}{{ else }}{{ hasPrefix "https" . | ternary 443 80 }}{{ end -}}
+{{- end -}}
+
+{{/* Without keys of its own, a client of S3 gets some by what its node or its service account is. */}}
+{{- define "anyloop.asksForCredentials" -}}
+{{- $url := eq .component "bootstrap" | ternary .root.Values.model.source .root.Values.media.url -}}
+{{- if and (hasPrefix "s3://" $url) (not .root.Values.media.s3.existingSecret) -}}
+yes
+{{- end -}}
 {{- end -}}
 
 {{- define "anyloop.objectPorts" -}}

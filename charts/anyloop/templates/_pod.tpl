@@ -4,6 +4,9 @@
 {{- $values := index .root.Values (include "anyloop.key" .) -}}
 labels:
   {{- include "anyloop.labels" . | nindent 2 }}
+  {{- if and (eq .root.Values.host "triton") (has .component (list "policy" "policy-lab" "critique" "decoders")) }}
+  anyloop.dev/triton: "true"
+  {{- end }}
   {{- with $values.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -257,4 +260,19 @@ volumeClaimTemplates:
       storageClassName: {{ . | quote }}
       {{- end }}
       resources: {requests: {storage: {{ .root.Values.outbox.size }}}}
+{{- end -}}
+
+{{/* How many: (dict "root" $ "component" "policy" "kind" "StatefulSet"). Where an autoscaler decides, as many as there are:
+without a number Kubernetes would make it one, and the autoscaler would find a fleet of one. Of what is not there yet (or
+where nobody can be asked, as in `helm template`) nothing. */}}
+{{- define "anyloop.replicas" -}}
+{{- $values := index .root.Values (include "anyloop.key" .) -}}
+{{- $scaling := default dict $values.autoscaling -}}
+{{- if eq (default "none" $scaling.kind) "none" -}}
+{{ int (default 1 $values.replicas) }}
+{{- else -}}
+{{- with lookup "apps/v1" .kind .root.Release.Namespace (include "anyloop.name" .) -}}
+{{ max (int $scaling.minReplicas) (int .spec.replicas) }}
+{{- end -}}
+{{- end -}}
 {{- end -}}

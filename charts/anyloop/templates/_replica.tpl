@@ -3,7 +3,6 @@
 {{- define "anyloop.replica" -}}
 {{- $root := .root -}}
 {{- $values := index $root.Values (include "anyloop.key" .) -}}
-{{- $autoscaled := and $values.autoscaling (ne (dig "kind" "none" $values.autoscaling) "none") -}}
 apiVersion: v1
 kind: Service
 metadata:
@@ -24,8 +23,8 @@ metadata:
   labels: {{- include "anyloop.labels" . | nindent 4 }}
 spec:
   serviceName: {{ include "anyloop.name" . }}
-  {{- if not $autoscaled }}
-  replicas: {{ int (default 1 $values.replicas) }}
+  {{- with include "anyloop.replicas" (merge (dict "kind" "StatefulSet") .) }}
+  replicas: {{ . }}
   {{- end }}
   podManagementPolicy: Parallel
   revisionHistoryLimit: 5

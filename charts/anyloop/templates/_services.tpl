@@ -34,9 +34,10 @@ answers can be finished. Its gRPC and HTTP ports listen on the pod's loopback on
     {{- end }}
     - --address=127.0.0.1
     - --metrics-address=0.0.0.0
+    - --log-to-stdout
   envFrom:
     - configMapRef: {name: {{ include "anyloop.name" . }}}
-  {{- with $values.extraEnv }}
+  {{- with $values.triton.extraEnv }}
   env: {{- toYaml . | nindent 4 }}
   {{- end }}
   ports:

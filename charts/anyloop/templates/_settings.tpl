@@ -95,6 +95,7 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_POLICY_TARGET" (include "anyloop.target" (dict "root" $root "component" "policy" "port" 50051)) -}}
 {{- $_ := set $s "ANYLOOP_POLICY_CONTROL_TARGET" (include "anyloop.target" (dict "root" $root "component" "policy" "port" 50061)) -}}
 {{- $_ := set $s "ANYLOOP_CRITIQUE_CONTROL_TARGET" (include "anyloop.target" (dict "root" $root "component" "critique" "port" 50062)) -}}
+{{- $_ := set $s "ANYLOOP_DECODER_TARGET" (include "anyloop.target" (dict "root" $root "component" "decoders" "port" 50053)) -}}
 {{- with $root.Values.auth.existingSecret -}}{{- $_ := set $s "ANYLOOP_KEYS_FILE" "/etc/anyloop/keys/keys.toml" -}}{{- end -}}
 {{- if $values.edgeTlsSecret -}}
 {{- $_ := set $s "ANYLOOP_EDGE_TLS_CERT" "/etc/anyloop/edge-tls/tls.crt" -}}
