@@ -6,9 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyloop.log import LogError
 from anyloop.telemetry import metrics
 from k8s import decide, exposition, notices, report
 from k8s.api import ROLLOUTS, Api, Json
@@ -22,7 +24,7 @@ from k8s.moves import Observed
 from k8s.pods import Pod, in_order
 from k8s.queue import WorkQueue
 from k8s.replicas import Replicas
-from k8s.run import COMPLETED, PROGRESSING, Ended, Run
+from k8s.run import COMPLETED, PROGRESSING, PROMOTING, Ended, Run
 from k8s.spec import FINALIZER, Spec, SpecError
 from k8s.verdicts import Measurement, Step
 
@@ -132,6 +134,9 @@ class Reconciler:
         age = self._settings.idle_seconds if run is None else self._settings.observe_seconds
         given = run.version if run is not None and run.state == PROGRESSING else ""
         await fleet.observe(pods, max(age, len(pods) / _ASKED_PER_SECOND), given)
+        if run is not None and run.state == PROMOTING:
+            with suppress(LogError):  # where it is away, the announcement will say so
+                await self._checkpoints.refresh()  # an operator's promotion is not promoted over
         lineage = self._checkpoints.lineage(spec.lineage)
         target = run.version if run is not None else lineage.stable
         seen = Observed(

@@ -287,6 +287,26 @@ async def test_an_operators_promotion_of_the_stable_version_again_ends_the_rollo
     assert stage.words(REJECTED) == ["v2"]
 
 
+async def test_an_operators_promotion_in_the_last_moment_is_not_promoted_over(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.set_up(2)
+    stage.approve("v2")
+    replace = stage.api.replace
+
+    async def and_promote(resource: Any, namespace: str, name: str, body: Any, *more: Any) -> Any:
+        written = await replace(resource, namespace, name, body, *more)
+        if body.get("status", {}).get("phase") == "Promoting":
+            announce(stage.log, "policy", "v9", "promoted", decided_by="joe@desk")
+        return written
+
+    monkeypatch.setattr(stage.api, "replace", and_promote)
+    monkeypatch.setitem(FAST, "log_poll_seconds", 60.0)  # the controller does not hear of it by itself
+    async with stage.controller():
+        await until(lambda: stage.phase == "Superseded")
+    assert stage.words(PROMOTED) == ["v1", "v9"]
+
+
 async def test_a_fleet_that_is_taken_away_in_the_middle_is_not_promoted(stage: Stage) -> None:
     await stage.set_up(3, strategy={"type": "Canary", "steps": [{"replicas": 1, "pause": 1}]})
     async with stage.controller():
