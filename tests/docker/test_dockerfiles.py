@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from anyloop.telemetry import metrics
 from tests.docker.compose_project import DOCKER
 
 REPOSITORY = DOCKER.parent
@@ -63,8 +62,19 @@ def test_pins_name_a_version_and_a_digest_only_as_registries_write_it() -> None:
             assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?", image), name
             assert "latest" not in image
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    # The packages lie in images as sources: what they say of themselves is what metrics and traces say.
-    assert SETTINGS["ANYLOOP_VERSION"] == project["version"] == metrics.VERSION
+    assert SETTINGS["ANYLOOP_VERSION"] == project["version"]
+
+
+def test_what_runs_says_its_version_although_no_distribution_is_installed() -> None:
+    """The packages lie in images as sources; metrics and traces say this."""
+    program = (
+        "import importlib.metadata as installed\n"
+        "def version(name):\n    raise installed.PackageNotFoundError(name)\n"
+        "installed.version = version\n"
+        "from anyloop.telemetry import metrics\nprint(metrics.VERSION)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == SETTINGS["ANYLOOP_VERSION"]
 
 
 @named
