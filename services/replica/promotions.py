@@ -34,6 +34,7 @@ class Promotions:
         self._poll_seconds = poll_seconds
         self._wake = asyncio.Event()
         self._switching = asyncio.Lock()  # a look must not take an operator's half-done switch for a strayed host
+        self._by_hand: set[asyncio.Task[Switch]] = set()
         self._refused = ""
         self._good = ""
         self._serving = False
@@ -74,7 +75,16 @@ class Promotions:
         self._want(version)
 
     async def activate(self, version: str, mode: SwapMode) -> Switch:
-        """By an operator's hand: stands until the next promotion. Raises as `Weights.activate`."""
+        """By an operator's hand: stands until the next promotion. Raises as `Weights.activate`.
+
+        Who asked may go away meanwhile: the host finishes what it has begun, and this must know what it serves then.
+        """
+        task = asyncio.create_task(self._activate(version, mode))
+        self._by_hand.add(task)
+        task.add_done_callback(self._by_hand.discard)
+        return await asyncio.shield(task)
+
+    async def _activate(self, version: str, mode: SwapMode) -> Switch:
         async with self._switching:
             switch = await self._weights.activate(version, mode, self._announced.get(version, ""))
             self.wanted = self._good = version
