@@ -54,6 +54,8 @@ class Meter:
             return _number(answer)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return None, f"Prometheus at {base} did not answer: {error!r}"
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            return None, f"{base} does not answer as Prometheus does: {error!r}"
 
     async def _one(self, pod: Pod, model: str) -> Sample | None:
         async with self._reading:
@@ -68,44 +70,50 @@ class Meter:
 
 class StepAnalysis:
     """One step of one run. Counters are compared with those of when it began: what a controller that takes over has
-    not seen it begins to count anew, but failed measurements, which stand in the status, stay failed."""
+    not seen it begins to count anew, but failed measurements, which stand in the status, stay failed.
+
+    `served_for`: how many seconds its replicas serve the target already. `clock` tells the time of a measurement,
+    `elapsed` when it is time for one: a clock that is set neither delays nor repeats them."""
 
     def __init__(
         self,
         analysis: Analysis,
         meter: Meter,
-        begins: float,
+        served_for: float = 0.0,
         known: Sequence[Measurement] = (),
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._analysis = analysis
         self._meter = meter
         self._clock = clock
-        self._next = begins + analysis.warm_up
+        self._elapsed = elapsed
+        self._next = elapsed() + max(analysis.warm_up - served_for, 0.0)
         self._before: dict[str, tuple[Look, Look]] = {}  # by metric: the target's replicas, the stable ones
         self.measurements = {one.name: one for one in known}
 
     @property
-    def next_at(self) -> float:
-        """When to measure again."""
-        return self._next
+    def next_in(self) -> float:
+        """Seconds until it is time to measure again."""
+        return self._next - self._elapsed()
 
     @property
     def verdict(self) -> verdicts.Step:
         return verdicts.of_step(self._analysis, self.measurements)
 
-    async def measure(self, target: Sequence[Pod], stable: Sequence[Pod], model: str, names: Names) -> None:
-        """Measures when it is time to."""
-        now = self._clock()
+    async def measure(self, target: Sequence[Pod], stable: Sequence[Pod] | None, model: str, names: Names) -> None:
+        """Measures when it is time to. `stable` None: the step leaves no replica to compare with; one that only does
+        not answer is waited for."""
+        now = self._elapsed()
         if now < self._next or not self._analysis.live:
             return
         self._next = now + self._analysis.interval
-        looks = await self._meter.look(target, model), await self._meter.look(stable, model)
+        looks = await self._meter.look(target, model), await self._meter.look(stable or (), model)
         for metric in self._analysis.live:
             if isinstance(metric.test, PrometheusQuery):
                 self._keep(verdicts.of_query(metric.name, metric.test, *await self._meter.query(metric.test, names)))
             elif metric.name in self._before:
-                self._compare(metric, looks, bool(stable))
+                self._compare(metric, looks, stable is not None)
             else:
                 self._before[metric.name] = looks
 

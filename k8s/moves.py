@@ -94,10 +94,11 @@ def next_move(spec: Spec, run: Run, seen: Observed, verdict: StepVerdict, advanc
         return Move(Act.WAIT, "AwaitingAdvance", "AwaitingAdvance", hint, run.started + spec.max_mixed)
     if now < over:
         return Move(Act.WAIT, "Analyzing" if watched else "Progressing", "StepPause", f"{where} pauses", over)
-    if watched and not verdict.conclusive and spec.analysis.waits:
+    if watched and not verdict.conclusive and (spec.analysis.waits or verdict.doubt):
         deadline = max(over, run.progress) + spec.progress_deadline
         if now >= deadline:
-            why = f"{where}: metrics stayed inconclusive for {spec.progress_deadline:g} s"
+            doubt = f" ({verdict.doubt})" if verdict.doubt else ""
+            why = f"{where}: metrics stayed inconclusive for {spec.progress_deadline:g} s{doubt}"
             return Move(Act.ROLL_BACK, reason="DeadlineExceeded", message=why)
         return Move(Act.WAIT, "Analyzing", "Analyzing", f"{where} is being measured", deadline)
     return onward

@@ -12,7 +12,7 @@ from typing import Any
 
 from anyloop.log import LogError
 from anyloop.telemetry import metrics
-from k8s import decide, exposition, notices, report
+from k8s import decide, exposition, moves, notices, report
 from k8s.api import ROLLOUTS, Api, Json
 from k8s.checkpoints import Checkpoints
 from k8s.config import ControllerSettings
@@ -63,6 +63,7 @@ class Reconciler:
         queue: WorkQueue[Key],
         leads: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._checkpoints = checkpoints
@@ -73,7 +74,8 @@ class Reconciler:
         self._pods = pods
         self._queue = queue
         self._leads = leads
-        self._clock = clock
+        self._clock = clock  # of what is written, which another controller may read
+        self._elapsed = elapsed  # of what only this process waits for
         calls = asyncio.Semaphore(settings.concurrency)
         self._limits = Limits(calls, settings.call_seconds, settings.swap_seconds, leads)
         self._memories: dict[Key, Memory] = {}
@@ -173,18 +175,23 @@ class Reconciler:
         if run is None or run.state != PROGRESSING or run.reached is None or run.step >= len(spec.steps):
             memory.analysis, memory.analysed = None, ""
             return
-        if run.paused is not None or not spec.steps[run.step].analysis or not spec.analysis.live:
+        if not spec.steps[run.step].analysis or not spec.analysis.live:
+            memory.analysis, memory.analysed = None, ""
+            return
+        if run.paused is not None:
             return
         about = f"{run.id}/{run.step}/{spec.analysis}"
         if memory.analysed != about:
             known = _measured({"status": status}) if status.get("run", {}).get("step") == run.step else []
-            begins = max(run.reached, self._clock() if known else run.reached)
+            served_for = 0.0 if known else max(self._clock() - run.reached, 0.0)
             fresh = [one for one in known if one.at is not None and one.at > run.step_began]
-            memory.analysis = StepAnalysis(spec.analysis, self._meter, begins, fresh, self._clock)
+            memory.analysis = StepAnalysis(spec.analysis, self._meter, served_for, fresh, self._clock, self._elapsed)
             memory.analysed = about
         if memory.analysis is not None:
             fleet = memory.fleet
-            target, stable = in_order(fleet.serving(run.version)), in_order(fleet.serving(run.stable))
+            target = in_order(fleet.serving(run.version))
+            total = len(fleet.pods)
+            stable = in_order(fleet.serving(run.stable)) if moves.goal(spec, run, total) < total else None
             names = {
                 "version": run.version,
                 "stable": run.stable,
@@ -234,12 +241,12 @@ class Reconciler:
         status = report.status_of(world, decision, memory.fleet, measured, before, generation, failure)
         at_once, sometime = report.differs(status, before)
         memory.shown = exposition.show(key, status, memory.shown, world.now)
-        waits = memory.wrote_at + self._settings.status_seconds - self._clock()
+        waits = memory.wrote_at + self._settings.status_seconds - self._elapsed()
         if at_once or (sometime and waits <= 0):
             self._still_leading()
             body = {**rollout, "status": status}
             memory.written = await self._api.replace(ROLLOUTS, *key, body, "status")
-            memory.wrote_at = self._clock()
+            memory.wrote_at = self._elapsed()
             if decision.ended is not None:  # here: what follows may meet a conflict, and the end is written once
                 metrics.ROLLOUTS.labels(_OUTCOMES[decision.ended.outcome]).inc()
             await self._tell(key, memory.written, world, decision)
@@ -287,7 +294,7 @@ class Reconciler:
         if decision.until is not None:
             due.append(decision.until - world.now)
         if memory.analysis is not None and decision.phase != "Paused":
-            due.append(memory.analysis.next_at - world.now)
+            due.append(memory.analysis.next_in)
         return max(min(due), 0.05)
 
     async def _announce(self, key: Key, world: World, decision: Decision) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from k8s import timestamps
 from k8s.scrape import HISTOGRAMS, Sample
-from k8s.spec import Analysis, ErrorRate, GateReport, Latency, PrometheusQuery
+from k8s.spec import Analysis, ErrorRate, GateReport, Latency, Metric, PrometheusQuery
 
 
 class Verdict(StrEnum):
@@ -64,34 +64,30 @@ class Step:
 
     failed: str = ""  # why the step has failed; empty while it has not
     conclusive: bool = True  # every metric has passed once
+    doubt: str = ""  # what speaks against the target, where that is not enough to fail; of what has not passed yet
 
 
 def of_errors(name: str, test: ErrorRate, target: Sample, stable: Sample | None, minimum: int) -> Measurement:
+    """`stable` None: by this step no replica is left to compare with."""
     requests = int(target.requests)
     rate = target.error_rate
+    beside = stable.error_rate if stable is not None and stable.requests >= minimum else None
     if rate is None or requests < minimum:
-        return Measurement(name, Verdict.INCONCLUSIVE, rate, requests=requests, message=_few(requests, minimum))
-    beside = stable.error_rate if stable else None
-    bounds = [("of max", test.max)] if test.max is not None else []
-    if test.max_difference is not None and beside is not None:
-        bounds.append((f"of {beside:.2%} of the stable replicas plus maxDifference", beside + test.max_difference))
-    return _within(name, rate, beside, requests, bounds, "{:.2%} of the requests failed", "{:.2%}", stable)
+        return Measurement(name, Verdict.INCONCLUSIVE, rate, beside, requests, _few(requests, minimum))
+    return _within(name, test, rate, beside, requests, "{:.2%} of the requests failed", "{:.2%}", stable is None)
 
 
 def of_latency(name: str, test: Latency, target: Sample, stable: Sample | None, minimum: int) -> Measurement:
     histogram = HISTOGRAMS[test.of]
     requests = int(target.count(histogram))
     value = target.quantile(histogram, test.quantile)
-    if value is None or requests < minimum:
-        return Measurement(name, Verdict.INCONCLUSIVE, value, requests=requests, message=_few(requests, minimum))
     beside = None
     if stable is not None and stable.count(histogram) >= minimum:
         beside = stable.quantile(histogram, test.quantile)
-    bounds = [("of maxSeconds", test.max_seconds)] if test.max_seconds is not None else []
-    if test.max_ratio is not None and beside is not None:
-        bounds.append((f"of {test.max_ratio:g} times the stable replicas'", beside * test.max_ratio))
+    if value is None or requests < minimum:
+        return Measurement(name, Verdict.INCONCLUSIVE, value, beside, requests, _few(requests, minimum))
     said = f"the {test.quantile:g} quantile of {test.of} is {{:.4g}} s"
-    return _within(name, value, beside, requests, bounds, said, "{:.4g} s", stable)
+    return _within(name, test, value, beside, requests, said, "{:.4g} s", stable is None)
 
 
 def of_gate(name: str, test: GateReport, report: Mapping[str, Any]) -> Measurement:
@@ -111,36 +107,68 @@ def of_query(name: str, test: PrometheusQuery, value: float | None, why: str = "
 
 
 def of_step(analysis: Analysis, measurements: Mapping[str, Measurement]) -> Step:
-    conclusive = True
+    conclusive, doubt = True, ""
     for metric in analysis.live:
         found = measurements.get(metric.name)
         if found is not None and found.failures > analysis.failure_limit:
             return Step(f"metric {metric.name} failed {found.failures} times: {found.message}", False)
         if found is None or (not found.passes and found.verdict is not Verdict.SKIPPED):
             conclusive = False
-    return Step(conclusive=conclusive)
+            doubt = doubt or _doubt(metric, found)
+    return Step(conclusive=conclusive, doubt=doubt)
+
+
+def _doubt(metric: Metric, found: Measurement | None) -> str:
+    if found is None:
+        return ""
+    if found.verdict is Verdict.FAILED:
+        return f"metric {metric.name}: {found.message}"
+    if isinstance(metric.test, ErrorRate | Latency) and found.value is not None:
+        over = next((of for of, bound in _bounds(metric.test, found.stable_value) if found.value > bound), None)
+        if over is not None:
+            return f"metric {metric.name} is {found.value:.4g}, over the bound {over}: {found.message}"
+    return ""
+
+
+def _bounds(test: ErrorRate | Latency, beside: float | None) -> list[tuple[str, float]]:
+    """What a value must not be over, each with what it is; `beside` is the stable replicas' value."""
+    found: list[tuple[str, float]] = []
+    if isinstance(test, ErrorRate):
+        if test.max is not None:
+            found.append(("of max", test.max))
+        if test.max_difference is not None and beside is not None:
+            found.append((f"of {beside:.2%} of the stable replicas plus maxDifference", beside + test.max_difference))
+        return found
+    if test.max_seconds is not None:
+        found.append(("of maxSeconds", test.max_seconds))
+    if test.max_ratio is not None and beside is not None:
+        found.append((f"of {test.max_ratio:g} times the stable replicas'", beside * test.max_ratio))
+    return found
 
 
 def _within(
     name: str,
+    test: ErrorRate | Latency,
     value: float,
     beside: float | None,
     requests: int,
-    bounds: list[tuple[str, float]],
     said: str,
     unit: str,
-    stable: Sample | None,
+    alone: bool,
 ) -> Measurement:
+    bounds = _bounds(test, beside)
+    for of, bound in bounds:
+        if value > bound:
+            message = f"{said.format(value)}, over the {unit.format(bound)} {of}"
+            return Measurement(name, Verdict.FAILED, value, beside, requests, message)
+    compares = (test.max_difference if isinstance(test, ErrorRate) else test.max_ratio) is not None
+    if compares and beside is None and not alone:
+        message = "too few requests on stable replicas"
+        return Measurement(name, Verdict.INCONCLUSIVE, value, beside, requests, message)
     if not bounds:  # only a comparison was asked for
-        verdict = Verdict.SKIPPED if stable is None else Verdict.INCONCLUSIVE
-        message = "no replica serves the stable version" if stable is None else "too few requests on stable replicas"
-        return Measurement(name, verdict, value, beside, requests, message)
-    over = next(((of, bound) for of, bound in bounds if value > bound), None)
-    if over is None:
-        return Measurement(name, Verdict.PASSED, value, beside, requests, said.format(value))
-    of, bound = over
-    message = f"{said.format(value)}, over the {unit.format(bound)} {of}"
-    return Measurement(name, Verdict.FAILED, value, beside, requests, message)
+        message = "no replica serves the stable version"
+        return Measurement(name, Verdict.SKIPPED, value, beside, requests, message)
+    return Measurement(name, Verdict.PASSED, value, beside, requests, said.format(value))
 
 
 def _bounded(name: str, value: float, low: float | None, high: float | None, what: str) -> Measurement:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from anyloop.registry.announce import PROMOTED, REJECTED
 from k8s.api import EVENTS, PODS, ROLLOUTS
 from k8s.config import ControllerSettings
 from k8s.controller import lead
+from k8s.informer import Key
+from k8s.pods import Pod
+from k8s.reconciler import Reconciler
+from k8s.scrape import Sample
 from k8s.spec import API_VERSION, KIND
 from tests.k8s.memory_api import MemoryApi
 from tests.k8s.simulated_fleet import SimulatedFleet, pod_object
@@ -426,6 +430,58 @@ async def test_failed_measurements_survive_a_pause_and_a_takeover(
         assert failed() == 1
         found[0] = 2.0
         await until(lambda: stage.phase == "RolledBack")
+
+
+async def test_an_analysis_that_is_removed_in_mid_step_makes_no_hot_loop(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def query(*_: object) -> tuple[float, str]:
+        return 0.5, ""
+
+    monkeypatch.setattr("k8s.measuring.Meter.query", query)
+    metric = {"name": "refusals", "prometheus": {"query": "refusals", "max": 1}}
+    await stage.set_up(2, strategy=CANARY, analysis={"warmUpSeconds": 0, "metrics": [metric]})
+    looks = 0
+    look = Reconciler.reconcile
+
+    async def counted(reconciler: Reconciler, key: Key) -> float:
+        nonlocal looks
+        looks += 1
+        return await look(reconciler, key)
+
+    monkeypatch.setattr(Reconciler, "reconcile", counted)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: any(one["verdict"] == "Passed" for one in stage.status.get("analysis", ())))
+        await stage.patch(spec={"analysis": {"metrics": [], "intervalSeconds": 1}})
+        await asyncio.sleep(0.2)
+        looks = 0
+        await asyncio.sleep(1.0)
+    assert looks < 20  # one each tenth of a second
+
+
+async def test_a_comparison_waits_for_stable_replicas_that_do_not_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {"requests": 0.0}
+
+    async def look(_: object, pods: Sequence[Pod], __: str) -> dict[str, tuple[str, Sample]]:
+        pages["requests"] += 50
+        return {pod.uid: ("c", Sample(pages["requests"], 0.0)) for pod in pods}
+
+    monkeypatch.setattr("k8s.measuring.Meter.look", look)
+    metric = {"name": "errors", "errorRate": {"maxDifference": 0.01}}
+    analysis = {"warmUpSeconds": 0, "intervalSeconds": 0.1, "metrics": [metric]}
+    steps = {"type": "Canary", "steps": [{"replicas": 1, "pause": "manual"}]}
+    await stage.set_up(2, strategy=steps, analysis=analysis)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        stage.replicas.away = {"policy-0"}
+        await until(lambda: stage.status["replicas"]["unreachable"] == 1)
+        await until(lambda: any(one["verdict"] == "Inconclusive" for one in stage.status["analysis"]))
+        stage.replicas.away = set()
+        await until(lambda: any(one["verdict"] == "Passed" for one in stage.status["analysis"]))
 
 
 async def test_of_two_rollouts_of_one_lineage_the_younger_does_nothing(stage: Stage) -> None:

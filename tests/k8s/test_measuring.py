@@ -24,7 +24,7 @@ class Metrics:
     def __init__(self) -> None:
         self.counts: dict[str, tuple[int, int]] = {}
         self.away: set[str] = set()
-        self.prometheus = {"status": "success", "data": {"resultType": "scalar", "result": [0, "0.5"]}}
+        self.prometheus: object = {"status": "success", "data": {"resultType": "scalar", "result": [0, "0.5"]}}
         self.asked: list[httpx.Request] = []
 
     def answer(self, request: httpx.Request) -> httpx.Response:
@@ -50,8 +50,9 @@ class Stage:
         self.metrics = Metrics()
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.metrics.answer))
         self.meter = Meter(ControllerSettings(_env_file=None, **settings), client)  # type: ignore[call-arg,arg-type]
-        self.analysis = StepAnalysis(analysis, self.meter, 100.0, clock=lambda: self.now)
-        self.target, self.stable = [pod("policy-1")], [pod("policy-0")]
+        self.analysis = StepAnalysis(analysis, self.meter, elapsed=lambda: self.now)
+        self.target = [pod("policy-1")]
+        self.stable: list[Pod] | None = [pod("policy-0")]
 
     async def at(self, now: float) -> Verdict | None:
         self.now = now
@@ -127,12 +128,48 @@ async def test_failed_measurements_of_a_controller_before_stay_failed() -> None:
     stage.metrics.counts = {"policy-1": (0, 100)}
     await stage.at(115.0)
     known = list(stage.analysis.measurements.values())
-    heir = StepAnalysis(replace(ERRORS, failure_limit=1), stage.meter, 100.0, known, lambda: stage.now)
+    heir = StepAnalysis(replace(ERRORS, failure_limit=1), stage.meter, 5.0, known, elapsed=lambda: stage.now)
     stage.analysis = heir
     await stage.at(125.0)
     stage.metrics.counts = {"policy-1": (0, 200)}
     await stage.at(135.0)
     assert heir.verdict.failed.startswith("metric errors failed 2 times")
+
+
+async def test_stable_replicas_that_do_not_answer_now_are_waited_for() -> None:
+    relative = Metric("errors", ErrorRate(max_difference=0.01))
+    stage = Stage(replace(ERRORS, metrics=(relative,)))
+    stage.stable = []
+    await stage.at(105.0)
+    stage.metrics.counts = {"policy-1": (50, 50)}
+    assert await stage.at(115.0) is Verdict.INCONCLUSIVE
+    stage.stable = None  # by this step none is left
+    assert await stage.at(125.0) is Verdict.SKIPPED
+
+
+async def test_a_wall_clock_that_is_set_back_delays_no_measurement() -> None:
+    stage = Stage()
+    wall = [1e9]
+    stage.analysis = StepAnalysis(ERRORS, stage.meter, 3.0, clock=lambda: wall[0], elapsed=lambda: stage.now)
+    assert stage.analysis.next_in == 2.0  # of the warm-up's five
+    await stage.at(102.0)
+    wall[0] = 0.0
+    stage.metrics.counts = {"policy-1": (50, 0)}
+    assert await stage.at(112.0) is Verdict.PASSED
+    assert stage.analysis.measurements["errors"].at == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"status": "success"}, {"status": "success", "data": {"resultType": "vector", "result": [{}]}}, [], {"data": 1}],
+    ids=["no data", "no value", "no object", "no status"],
+)
+async def test_what_is_no_answer_of_prometheus_is_no_number(answer: object) -> None:
+    stage = Stage(prometheus_url="http://prometheus.test")
+    stage.metrics.prometheus = answer
+    value, why = await stage.meter.query(PrometheusQuery("up"), NAMES)
+    assert value is None
+    assert "Prometheus" in why
 
 
 @pytest.mark.parametrize(

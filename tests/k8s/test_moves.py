@@ -107,6 +107,16 @@ def test_inconclusive_metrics_let_a_step_go_on_where_that_is_asked_for() -> None
     assert next_move(relaxed, AT_STEP, Observed(10, 10, on_target=2), WAITING, False, 1060.0).act is Act.NEXT
 
 
+def test_what_speaks_against_the_target_holds_a_step_also_where_little_data_would_not() -> None:
+    relaxed = replace(SPEC, analysis=replace(SPEC.analysis, waits=False))
+    doubtful = replace(WAITING, doubt="2 of 3 requests failed")
+    seen = Observed(10, 10, on_target=2)
+    assert next_move(relaxed, AT_STEP, seen, doubtful, False, 1060.0).act is Act.WAIT
+    move = next_move(relaxed, AT_STEP, seen, doubtful, False, 1160.0)
+    assert move.act is Act.ROLL_BACK
+    assert move.message.endswith("(2 of 3 requests failed)")
+
+
 def test_a_failed_metric_ends_the_run_at_once() -> None:
     move = next_move(SPEC, AT_STEP, Observed(10, 10, on_target=2), FAILED, False, 1001.0)
     assert (move.act, move.message) == (Act.ROLL_BACK, "metric errors failed")

@@ -79,7 +79,22 @@ def test_few_requests_prove_nothing_not_even_failures() -> None:
 def test_a_comparison_with_nobody_is_skipped_and_one_with_idle_replicas_waits() -> None:
     relative = ErrorRate(max_difference=0.01)
     assert verdicts.of_errors("errors", relative, sample(96, 4), None, 20).verdict is Verdict.SKIPPED
-    assert verdicts.of_errors("errors", relative, sample(96, 4), sample(0, 0), 20).verdict is Verdict.INCONCLUSIVE
+    for idle in (sample(0, 0), sample(0, 19)):  # few requests prove nothing on the stable replicas either
+        found = verdicts.of_errors("errors", relative, sample(96, 4), idle, 20)
+        assert (found.verdict, found.stable_value) == (Verdict.INCONCLUSIVE, None)
+
+
+@pytest.mark.parametrize("failed", [0, 19], ids=["no request", "few requests"])
+def test_an_absolute_bound_is_no_substitute_for_a_comparison_that_is_still_to_come(failed: int) -> None:
+    both = ErrorRate(max=0.1, max_difference=0.01)
+    idle = sample(0, failed)
+    assert verdicts.of_errors("errors", both, sample(96, 4), idle, 20).verdict is Verdict.INCONCLUSIVE
+    assert verdicts.of_errors("errors", both, sample(80, 20), idle, 20).verdict is Verdict.FAILED
+    assert verdicts.of_errors("errors", both, sample(96, 4), None, 20).verdict is Verdict.PASSED
+    fast = sample(100, 0, {0.1: 100, math.inf: 100})
+    latency = Latency(max_seconds=0.4, max_ratio=1.5)
+    assert verdicts.of_latency("ttft", latency, fast, idle, 20).verdict is Verdict.INCONCLUSIVE
+    assert verdicts.of_latency("ttft", latency, fast, None, 20).verdict is Verdict.PASSED
 
 
 def test_latencies_are_judged_absolutely_and_beside_the_stable_replicas() -> None:
@@ -121,6 +136,25 @@ def test_a_step_fails_by_one_metric_and_is_conclusive_by_all() -> None:
     assert not verdicts.of_step(analysis, {"errors": good, "up": once}).failed
     twice = Measurement("up", Verdict.FAILED, failures=2, message="it is 3")
     assert verdicts.of_step(analysis, {"errors": good, "up": twice}).failed == "metric up failed 2 times: it is 3"
+
+
+def test_few_requests_that_are_over_the_bound_are_in_doubt() -> None:
+    analysis = Analysis((Metric("errors", ErrorRate(max=0.1)),), failure_limit=1)
+
+    def doubt(failed: int) -> str:
+        found = verdicts.of_errors("errors", ErrorRate(max=0.1), sample(10 - failed, failed), None, 20)
+        found = Measurement.from_status(found.to_status())  # by a controller that takes over, too
+        return verdicts.of_step(analysis, {"errors": found}).doubt
+
+    assert doubt(1) == ""
+    assert doubt(2) == (
+        "metric errors is 0.2, over the bound of max: 10 requests on the target's replicas so far, 20 are needed"
+    )
+    once = verdicts.of_errors("errors", ErrorRate(max=0.1), sample(50, 50), None, 20)
+    once = Measurement.from_status({**once.to_status(), "failures": 1})
+    assert "50.00% of the requests failed" in verdicts.of_step(analysis, {"errors": once}).doubt
+    passed = Measurement("errors", Verdict.INCONCLUSIVE, 0.2, passes=1)
+    assert verdicts.of_step(analysis, {"errors": passed}) == verdicts.Step()
 
 
 def test_a_measurement_survives_the_status() -> None:
