@@ -18,6 +18,7 @@ from k8s.api import ApiError, Json, Resource
 from k8s.config import ControllerSettings, service_account_namespace
 
 _CALL_SECONDS = 30.0
+_SILENT_SECONDS = 120.0  # of a watch: the server sends a bookmark each minute or so, also where nothing changes
 _PAGE = 500
 _MERGE_PATCH = "application/merge-patch+json"
 
@@ -71,8 +72,8 @@ class Cluster:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(seconds),
         } | ({"labelSelector": selector} if selector else {})
-        # A server that died without a word would never end the stream: bookmarks come each minute or so.
-        timeout = aiohttp.ClientTimeout(total=seconds + _CALL_SECONDS, sock_read=seconds + _CALL_SECONDS)
+        # A server that died without a word would never end the stream.
+        timeout = aiohttp.ClientTimeout(total=seconds + _CALL_SECONDS, sock_read=_SILENT_SECONDS)
         async with self._request("watch", "GET", resource, resource.path(namespace), query, timeout=timeout) as answer:
             try:
                 while line := await answer.content.readline():

@@ -12,6 +12,9 @@ name `ANYLOOP_TLS_SERVER_NAME`), `ANYLOOP_LOG_LEVEL`, `ANYLOOP_BIND`, `ANYLOOP_M
 a `status.podIP`, a container port named `control` (gRPC ControlService), the condition Ready, and, for analysis, a
 container port named `metrics` (HTTP, /metrics).
 
+*Which PolicyRollouts*: those that match `ANYLOOP_CONTROLLER_ROLLOUT_SELECTOR`: two controllers with logs of their own
+in one namespace must not act on each other's.
+
 Several controllers may run: the holder of the Lease acts, the others wait.
 """
 
@@ -32,6 +35,7 @@ class ControllerSettings(BaseSettings):
     context: str = Field("", description="A context of the kubeconfig; empty is its current one")
     namespace: str = Field("", description="Where PolicyRollouts and replicas are; empty is its own, * is all of them")
     pod_selector: str = Field("app.kubernetes.io/name=anyloop", description="Pods that are watched at all")
+    rollout_selector: str = Field("", description="PolicyRollouts that are watched at all; empty is every one")
 
     # Leader election
     lease_name: str = Field("anyloop-controller", description="The Lease whose holder acts")
@@ -45,7 +49,7 @@ class ControllerSettings(BaseSettings):
     workers: int = Field(4, ge=1, description="PolicyRollouts looked at together")
     observe_seconds: float = Field(5.0, gt=0, description="Age at which a replica's status is asked again in a rollout")
     idle_seconds: float = Field(30.0, gt=0, description="The same outside of a rollout, and between two looks")
-    concurrency: int = Field(64, ge=1, description="Calls to replicas at the same time, rollbacks' swaps included")
+    concurrency: int = Field(64, ge=1, description="Questions to replicas at the same time, and as many changes")
     swap_seconds: float = Field(180.0, gt=0, description="Longest that a replica may take to change its weights")
     call_seconds: float = Field(3.0, gt=0, description="Longest that any other call to a replica may take")
     status_seconds: float = Field(1.0, ge=0, description="Between two writes of a status in which only counts changed")

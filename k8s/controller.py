@@ -46,7 +46,7 @@ async def lead(
         if _meaning(before) != _meaning(now):  # not by a status that this controller wrote
             queue.add(key)
 
-    rollouts = Informer(api, ROLLOUTS, namespace, lambda found: found, rollout_changed)
+    rollouts = Informer(api, ROLLOUTS, namespace, lambda found: found, rollout_changed, settings.rollout_selector)
     pods = Informer(api, PODS, namespace, Pod.read, pod_changed, settings.pod_selector)
     checkpoints = Checkpoints(log, of_lineage, settings.log_poll_seconds)
     async with httpx.AsyncClient(timeout=_HTTP_SECONDS, trust_env=False) as client:

@@ -36,6 +36,7 @@ class World:
     handled: str = ""  # the spec's version that was rolled out or given up last
     given_up: Collection[str] = ()  # versions whose replicas go back to the stable one
     annotations: Mapping[str, str] = field(default_factory=dict)
+    generation: int = 0  # of the spec
     deleting: bool = False
     deletion_seconds: float = 120.0  # longest that a deletion waits for replicas to go back
     rival: str = ""  # the older PolicyRollout of the same lineage
@@ -88,6 +89,9 @@ def decide(world: World) -> Decision:
         why = f"{run.peak} replicas serve {run.version}, {len(world.spec.steps)} steps are done"
         if _promoted_since(world, run):
             return _overtaken(world, run)
+        if world.deleting and world.now - run.progress >= world.deletion_seconds:
+            why = "the PolicyRollout was deleted, and the log did not take the promotion"
+            return _turn_back(world, run, ABORTED, why, "Aborted")
         return _end(world, run, COMPLETED, why, Announce(True, run.version, why))
     return _progress(world, run)
 
@@ -119,10 +123,16 @@ def _idle(world: World) -> Decision:
                 why = f"metric {metric.name}: {found.message}"
                 run = replace(run, log_offset=None)  # it is not written: a rejection may be of a look before
                 return _end(world, run, ROLLED_BACK, why, _rejection(world, run, ROLLED_BACK, why))
-    why = f"{version} replaces {lineage.stable} on {world.seen.total} replicas in {len(spec.steps)} steps"
+    notice = begun(world, run)
+    handled = spec.version or world.handled
+    return Decision("Progressing", "Started", notice.message, run, handled=handled, notices=(notice,))
+
+
+def begun(world: World, run: Run) -> Notice:
+    """What is told of a run that begins: once, by the same name whoever tells it."""
+    why = f"{run.version} replaces {run.stable} on {world.seen.total} replicas in {run.steps} steps"
     last = world.history[0].id if world.history else ""
-    notice = Notice("RolloutStarted", why, run.id, audit="rollout.start", actor=world.asked(RETRY, last) or "")
-    return Decision("Progressing", "Started", why, run, handled=spec.version or world.handled, notices=(notice,))
+    return Notice("RolloutStarted", why, run.id, audit="rollout.start", actor=world.asked(RETRY, last) or "")
 
 
 def _target(world: World) -> str:
@@ -239,7 +249,7 @@ def _paused(world: World, run: Run, notices: Sequence[Notice]) -> Decision:
     if run.paused is None:
         run = replace(run, paused=world.now)
         by = world.annotations.get(PAUSED_BY, "")
-        about = f"{run.id}/{run.paused}"
+        about = f"{run.id}/{world.generation}"
         notices = (*notices, Notice("Paused", "spec.paused is true", about, audit="rollout.pause", actor=by))
     return Decision("Paused", "Paused", "spec.paused is true", run, notices=tuple(notices), until=end)
 

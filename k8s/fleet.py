@@ -68,9 +68,11 @@ class Given:
 
 @dataclass
 class Limits:
-    """Shared by all fleets of a controller: how many calls run at once, and how long one may take."""
+    """Shared by all fleets of a controller: how many calls run at once, and how long one may take. Changes, which take
+    minutes, keep no question waiting."""
 
     calls: asyncio.Semaphore
+    swaps: asyncio.Semaphore
     call_seconds: float
     swap_seconds: float
     allowed: Callable[[], bool] = field(default=lambda: True)  # whether this controller may still change anything
@@ -248,7 +250,7 @@ class Fleet:
         attempt = self._attempts[pod.uid] = self._attempt(pod.uid, version)
         self._given.pop(pod.uid, None)
         try:
-            async with self._limits.calls, asyncio.timeout(self._limits.swap_seconds):
+            async with self._limits.swaps, asyncio.timeout(self._limits.swap_seconds):
                 served = await self._replicas.activate(pod, version, self._mode)
             self._seen[pod.uid] = Observation(pod.incarnation, self._clock(), served)
             self._given[pod.uid] = Given(version, pod.incarnation)

@@ -47,6 +47,7 @@ class Memory:
     wrote_at: float = -math.inf
     analysis: StepAnalysis | None = None
     analysed: str = ""  # the run, the step and its begin that the analysis belongs to
+    begun: str = ""  # the run of which this controller has told that it began
     shown: set[str] = field(default_factory=set)  # versions in the metrics
 
 
@@ -77,7 +78,8 @@ class Reconciler:
         self._clock = clock  # of what is written, which another controller may read
         self._elapsed = elapsed  # of what only this process waits for
         calls = asyncio.Semaphore(settings.concurrency)
-        self._limits = Limits(calls, settings.call_seconds, settings.swap_seconds, leads)
+        swaps = asyncio.Semaphore(settings.concurrency)
+        self._limits = Limits(calls, swaps, settings.call_seconds, settings.swap_seconds, leads)
         self._memories: dict[Key, Memory] = {}
 
     async def reconcile(self, key: Key) -> float:
@@ -161,6 +163,7 @@ class Reconciler:
             handled=status.get("handledTarget", ""),
             given_up=status.get("givenUp", [one.version for one in history if one.outcome != COMPLETED]),
             annotations=rollout["metadata"].get("annotations") or {},
+            generation=rollout["metadata"].get("generation", 0),
             deleting="deletionTimestamp" in rollout["metadata"],
             deletion_seconds=self._settings.deletion_seconds,
             rival=self._rival(key, rollout, spec),
@@ -233,7 +236,12 @@ class Reconciler:
         before = rollout.get("status", {})
         if decision.ended is not None:
             memory.fleet.end_run()
-            await self._announce(key, world, decision)
+            try:
+                await self._announce(key, world, decision)
+            except LogError as error:
+                if not _waited_enough(world):
+                    raise
+                logger.error("%s/%s is let go, and the log does not say what became of its rollout: %s", *key, error)
         if decision.run is not None:
             rollout = await self._hold(key, rollout, memory)
         failure = self._checkpoints.failure
@@ -244,13 +252,16 @@ class Reconciler:
         waits = memory.wrote_at + self._settings.status_seconds - self._elapsed()
         if at_once or (sometime and waits <= 0):
             self._still_leading()
+            if world.run is not None:  # before it is written: who is killed between says it again, by the same name
+                await self._tell(key, rollout, world, decision, memory)
             body = {**rollout, "status": status}
             memory.written = await self._api.replace(ROLLOUTS, *key, body, "status")
             memory.wrote_at = self._elapsed()
             if decision.ended is not None:  # here: what follows may meet a conflict, and the end is written once
                 metrics.ROLLOUTS.labels(_OUTCOMES[decision.ended.outcome]).inc()
-            await self._tell(key, memory.written, world, decision)
             rollout = memory.written
+            if world.run is None:  # what begins has its name from now on
+                await self._tell(key, rollout, world, decision, memory)
         if decision.run is None:
             await self._let_go(key, rollout, memory)
         if decision.ended is not None:
@@ -330,12 +341,15 @@ class Reconciler:
         memory.written = await self._api.patch(ROLLOUTS, *key, {"metadata": metadata})
         return memory.written
 
-    async def _tell(self, key: Key, rollout: Json, world: World, decision: Decision) -> None:
-        for notice in decision.notices:
+    async def _tell(self, key: Key, rollout: Json, world: World, decision: Decision, memory: Memory) -> None:
+        run = decision.run or decision.ended
+        told = decision.notices
+        if world.run is not None and memory.begun != world.run.id:  # a controller before may not have come to say so
+            told = (decide.begun(world, world.run), *told)
+        for notice in told:
             logger.info("%s/%s: %s: %s", *key, notice.reason, notice.message)
             await notices.tell(self._api, rollout, notice, self._settings.holder, world.now)
             if notice.audit:
-                run = decision.run or decision.ended
                 await self._checkpoints.audit(
                     action=notice.audit,
                     subject=run.version if run is not None else "",
@@ -344,6 +358,7 @@ class Reconciler:
                     details={"rollout": f"{key[0]}/{key[1]}", "run": run.id if run is not None else ""},
                     audit_id=f"rollout/{key[0]}/{key[1]}/{notice.about}/{notice.audit}",
                 )
+        memory.begun = decision.run.id if decision.run is not None else ""
 
     def _still_leading(self) -> None:
         if not self._leads():
@@ -351,6 +366,11 @@ class Reconciler:
 
 
 _OUTCOMES = {"Completed": "completed", "RolledBack": "rolled_back", "Superseded": "superseded", "Aborted": "aborted"}
+
+
+def _waited_enough(world: World) -> bool:
+    """For the log, by who is being deleted."""
+    return world.deleting and world.run is not None and world.now - world.run.progress >= world.deletion_seconds
 
 
 def _measured(rollout: Mapping[str, Any]) -> list[Measurement]:

@@ -25,6 +25,11 @@ def merged(document: Any, patch: Any) -> Any:
     return found
 
 
+def selected(found: Json, selector: str) -> bool:
+    labels = found["metadata"].get("labels", {})
+    return all(labels.get(key) == value for key, _, value in (one.partition("=") for one in selector.split(",") if one))
+
+
 class MemoryApi:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Json] = {}
@@ -45,7 +50,7 @@ class MemoryApi:
         found = [
             copy.deepcopy(one)
             for (plural, where, _), one in self.objects.items()
-            if plural == resource.plural and namespace in ("", where)
+            if plural == resource.plural and namespace in ("", where) and selected(one, selector)
         ]
         return found, str(self._last())
 
@@ -59,7 +64,8 @@ class MemoryApi:
         while True:
             for version, kind, found in [event for event in self._events if event[0] > seen]:
                 seen = version
-                if found["kind_"] == resource.plural and namespace in ("", found["metadata"]["namespace"]):
+                here = found["kind_"] == resource.plural and namespace in ("", found["metadata"]["namespace"])
+                if here and selected(found, selector):
                     yield {"type": kind, "object": {k: v for k, v in found.items() if k != "kind_"}}
             changed = self._changed
             waits = [asyncio.ensure_future(changed.wait()), asyncio.ensure_future(broken.wait())]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from anyloop.audit import audit_events
-from anyloop.log import EventLog, open_log
+from anyloop.log import EventLog, LogError, open_log
 from anyloop.registry import announce, checkpoint_events
 from anyloop.registry.announce import PROMOTED, REJECTED
-from k8s.api import EVENTS, PODS, ROLLOUTS
+from k8s.api import EVENTS, PODS, ROLLOUTS, ApiError, Resource
 from k8s.config import ControllerSettings
 from k8s.controller import lead
 from k8s.informer import Key
@@ -24,7 +24,13 @@ from k8s.spec import API_VERSION, KIND
 from tests.k8s.memory_api import MemoryApi
 from tests.k8s.simulated_fleet import SimulatedFleet, pod_object
 
-FAST = {"observe_seconds": 0.1, "idle_seconds": 0.3, "log_poll_seconds": 0.02, "status_seconds": 0.2}
+FAST: dict[str, Any] = {
+    "observe_seconds": 0.1,
+    "idle_seconds": 0.3,
+    "log_poll_seconds": 0.02,
+    "status_seconds": 0.2,
+    "pod_selector": "",
+}
 
 
 class Stage:
@@ -48,8 +54,8 @@ class Stage:
         announce(self.log, "policy", version, "approved", decided_by="gate", report={"after": 0.9})
 
     @asynccontextmanager
-    async def controller(self) -> AsyncIterator[None]:
-        settings = ControllerSettings(_env_file=None, **FAST)  # type: ignore[call-arg,arg-type]
+    async def controller(self, **changed: Any) -> AsyncIterator[None]:
+        settings = ControllerSettings(_env_file=None, **FAST | changed)
         acting = lead(self.api, self.log, self.replicas, settings, "shop", lambda: self.leads)
         running = asyncio.create_task(acting)
         try:
@@ -250,6 +256,102 @@ async def test_a_deletion_in_the_middle_returns_the_fleet_before_the_object_goes
         await until(lambda: ("policyrollouts", "shop", "policy") not in stage.api.objects)
     assert stage.replicas.serving == {"policy-2": "v1"}
     assert stage.words(REJECTED) == ["v2"]
+
+
+async def test_a_deletion_does_not_wait_for_ever_for_a_log_that_is_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise LogError("no broker answers", retriable=True)
+
+    await stage.set_up(3, strategy=CANARY)
+    async with stage.controller(deletion_seconds=1.0):
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        monkeypatch.setattr("k8s.checkpoints.Checkpoints.reject", away)
+        stage.api.delete(ROLLOUTS, "shop", "policy")
+        await until(lambda: stage.replicas.serving == {"policy-2": "v1"})
+        assert ("policyrollouts", "shop", "policy") in stage.api.objects  # the log may still come back
+        await until(lambda: ("policyrollouts", "shop", "policy") not in stage.api.objects)
+    assert "is let go, and the log does not say what became of its rollout: no broker answers" in caplog.text
+
+
+async def test_the_audit_trail_lacks_nothing_where_a_controller_is_killed_before_it_writes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.replicas.refused = {"v2"}
+    await stage.set_up(3)
+    write = stage.api.replace
+
+    async def killed(resource: Resource, namespace: str, name: str, body: dict[str, Any], subresource: str = "") -> Any:
+        if body.get("status", {}).get("phase") == "RollingBack":
+            raise ApiError("the process is gone")
+        return await write(resource, namespace, name, body, subresource)
+
+    monkeypatch.setattr(stage.api, "replace", killed)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: "rollout.rollback" in stage.audited())
+        assert stage.phase == "Progressing"
+    monkeypatch.undo()
+    async with stage.controller():
+        await until(lambda: stage.phase == "RolledBack")
+    assert stage.audited().count("rollout.rollback") == 1
+
+
+async def test_the_audit_trail_has_a_rollouts_start_where_a_controller_is_killed_after_it_wrote(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    await stage.set_up(3, strategy=CANARY)
+    with monkeypatch.context() as patch:
+        patch.setattr("k8s.checkpoints.Checkpoints.audit", killed)
+        async with stage.controller():
+            stage.approve("v2")
+            await until(lambda: "run" in stage.status)
+            await asyncio.sleep(0.1)
+    assert "rollout.start" not in stage.audited()
+    for _ in range(2):
+        async with stage.controller():
+            await until(lambda: stage.phase == "AwaitingAdvance" and "rollout.start" in stage.audited())
+    assert stage.audited().count("rollout.start") == 1
+
+
+async def test_a_pause_is_told_once_though_its_write_meets_conflicts(stage: Stage) -> None:
+    await stage.set_up(3, strategy=CANARY)
+    async with stage.controller():
+        stage.approve("v2")
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        write, refusals = stage.api.replace, iter(range(2))
+
+        async def refused(*arguments: Any) -> Any:
+            if next(refusals, None) is not None:
+                raise ApiError("the object has been modified", 409)
+            return await write(*arguments)
+
+        stage.api.replace = refused  # type: ignore[method-assign]
+        await stage.patch(spec={"paused": True})
+        await until(lambda: stage.phase == "Paused")
+        assert stage.audited().count("rollout.pause") == 1
+        await stage.patch(spec={"paused": False})
+        await until(lambda: stage.phase == "AwaitingAdvance")
+        await stage.patch(spec={"paused": True})
+        await until(lambda: stage.phase == "Paused")
+    assert stage.audited().count("rollout.pause") == 2
+
+
+async def test_rollouts_of_another_release_are_left_alone(stage: Stage) -> None:
+    await stage.set_up(2)
+    await stage.patch(metadata={"labels": {"release": "a"}})
+    other = {**stage.rollout, "metadata": {"name": "b", "labels": {"release": "b"}}}
+    other["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"  # the older one would decide
+    await stage.api.create(ROLLOUTS, "shop", other)
+    async with stage.controller(rollout_selector="release=a"):
+        stage.approve("v2")
+        await until(lambda: stage.phase == "Completed")
+    assert "status" not in stage.api.objects["policyrollouts", "shop", "b"]
 
 
 async def test_a_deletion_of_an_idle_rollout_waits_for_nobody(stage: Stage) -> None:

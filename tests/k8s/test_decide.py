@@ -219,6 +219,15 @@ def test_deletion_returns_the_fleet_first() -> None:
     assert decide(world(("v2", APPROVED), deleting=True)).run is None
 
 
+def test_a_deletion_does_not_wait_for_ever_for_a_promotion() -> None:
+    promoting = replace(RUN, state=PROMOTING, progress=NOW - 119.0)
+    gone = world(("v2", APPROVED), run=promoting, deleting=True, seen=Observed(3, 3, on_target=3))
+    assert decide(gone).announce is not None
+    turned = decide(replace(gone, now=NOW + 1.0)).run
+    assert turned is not None
+    assert (turned.state, turned.outcome) == (ROLLING_BACK, ABORTED)
+
+
 def test_a_pause_stops_the_clocks_and_changes_nothing() -> None:
     paused = decide(world(("v2", APPROVED), run=RUN, spec=spec(paused=True)))
     assert paused.run is not None

@@ -22,7 +22,7 @@ class Stage:
     def __init__(self, replicas: SimulatedFleet, allowed: Callable[[], bool] = lambda: True) -> None:
         self.now = 0.0
         self.woken = 0
-        limits = Limits(asyncio.Semaphore(64), 0.2, 0.5, allowed)
+        limits = Limits(asyncio.Semaphore(64), asyncio.Semaphore(64), 0.2, 0.5, allowed)
         self.fleet = Fleet(replicas, limits, self._wake, lambda: self.now)
 
     def _wake(self) -> None:
@@ -218,3 +218,16 @@ async def test_other_weights_under_the_announced_name_are_refused(replicas: Simu
     await stage.settle()
     assert [failure.fault for failure in stage.fleet.failures] == [Fault.REFUSED]
     assert "the log announced what the gate has seen" in stage.fleet.failures[0].message
+
+
+async def test_replicas_are_asked_while_as_many_as_may_change_at_all_do(replicas: SimulatedFleet) -> None:
+    replicas.seconds = 0.3
+    limits = Limits(asyncio.Semaphore(1), asyncio.Semaphore(2), 0.2, 0.5)
+    fleet = Fleet(replicas, limits, lambda: None)
+    await fleet.observe(pods(4), 0.0)
+    fleet.want({"uid-0": "v2", "uid-1": "v2", "uid-2": "v2"}, "", 3)
+    await asyncio.sleep(0.01)
+    assert replicas.together == 2
+    async with asyncio.timeout(0.2):
+        await fleet.observe(pods(4), 0.0)
+    await fleet.close()

@@ -29,7 +29,7 @@ class SlowReplicas:
 async def test_looks_during_changes_repeat_none_of_them(parallel: int) -> None:
     pods = [Pod("n", f"p-{i}", f"uid-{i}", ip="127.0.0.1", control_port=1, ready=True) for i in range(5)]
     replicas = SlowReplicas()
-    fleet = Fleet(replicas, Limits(asyncio.Semaphore(8), 1.0, 1.0), lambda: None)
+    fleet = Fleet(replicas, Limits(asyncio.Semaphore(8), asyncio.Semaphore(8), 1.0, 1.0), lambda: None)
     async with asyncio.timeout(5):
         while set(replicas.versions.values()) != {"new"} or len(replicas.versions) < len(pods) or fleet.swapping:
             await fleet.observe(pods, 60.0)
@@ -41,7 +41,7 @@ async def test_looks_during_changes_repeat_none_of_them(parallel: int) -> None:
 async def test_who_is_on_the_way_to_a_version_goes_back_after_it() -> None:
     pod = Pod("n", "p-0", "uid-0", ip="127.0.0.1", control_port=1, ready=True)
     replicas = SlowReplicas()
-    fleet = Fleet(replicas, Limits(asyncio.Semaphore(8), 1.0, 1.0), lambda: None)
+    fleet = Fleet(replicas, Limits(asyncio.Semaphore(8), asyncio.Semaphore(8), 1.0, 1.0), lambda: None)
     await fleet.observe([pod], 60.0)
     fleet.want({pod.uid: "new"}, "", 1)
     await asyncio.sleep(0.005)
