@@ -72,22 +72,32 @@ def status(
 ) -> None:
     """One PolicyRollout: step, replicas by version, measurements, conditions, history.
 
-    With --wait the exit code is 1 when the rollout that was under way did not complete.
+    With --wait the exit code is 1 when what was under way, or was asked for and not begun, did not complete.
     """
     cluster = _Cluster(namespace, kubeconfig, context)
     rollout = cluster.one(name)
-    began = rollout.get("status", {}).get("run", {}).get("id", "")
+    before = {one["id"] for one in rollout.get("status", {}).get("history", ())}
     deadline = time.monotonic() + wait
-    while "run" in rollout.get("status", {}) and time.monotonic() < deadline:
+    while (pending := _pending(rollout)) and time.monotonic() < deadline:
         time.sleep(1.0)
         rollout = cluster.one(rollout["metadata"]["name"])
     if as_json:
         print_json(rollout)
     else:
         _print(rollout)
-    ended = next((one for one in rollout.get("status", {}).get("history", ()) if one["id"] == began), None)
-    if wait and began and (ended is None or ended["outcome"] != "Completed"):
+    ended = [one for one in rollout.get("status", {}).get("history", ()) if one["id"] not in before]
+    if wait and (pending or (ended and ended[-1]["outcome"] != "Completed")):  # the newest come first
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _pending(rollout: dict[str, Any]) -> bool:
+    """Whether a rollout is under way, or the controller has not seen yet what was asked for."""
+    found, metadata = rollout.get("status", {}), rollout["metadata"]
+    if "run" in found or found.get("observedGeneration", 0) < metadata.get("generation", 0):
+        return True
+    retried = metadata.get("annotations", {}).get(f"{_GROUP}/retry", "").partition(" ")[0]
+    last = next(iter(found.get("history", ())), None)
+    return last is not None and last["id"] == retried and last["outcome"] != "Completed"
 
 
 @app.command()

@@ -223,3 +223,48 @@ def test_waiting_for_a_rollout_that_fails_fails(server: Server) -> None:
     timer.join()
     assert found.exit_code == 1
     assert "RolledBack" in found.stdout
+
+
+FAILED = {"id": "v2@1", "version": "v2", "outcome": "RolledBack", "reason": "errors"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "ended", "code"),
+    [
+        ({"annotations": {"anyloop.dev/retry": "v2@1 joe@desk"}}, [{**FAILED, "id": "v2@2"}], 1),
+        (
+            {"annotations": {"anyloop.dev/retry": "v2@1 joe@desk"}},
+            [{**FAILED, "id": "v2@2", "outcome": "Completed"}],
+            0,
+        ),
+        ({"generation": 2}, [{**FAILED, "id": "v3@2"}], 1),
+        ({"generation": 2}, [{**FAILED, "id": "v3@2", "outcome": "Completed"}], 0),
+        ({"generation": 2}, [], 0),
+    ],
+    ids=["retry failed", "retry completed", "new spec failed", "new spec completed", "new spec asks for nothing"],
+)
+def test_waiting_for_what_was_asked_for_and_has_not_begun(
+    server: Server, asked: dict[str, Any], ended: list[dict[str, Any]], code: int
+) -> None:
+    before = rollout(phase="RolledBack", observedGeneration=1, history=[FAILED])
+    before["metadata"] |= {"generation": 1, **asked}
+    server.rollouts["policy"] = before
+
+    def end() -> None:
+        after = rollout(observedGeneration=before["metadata"]["generation"], history=[*ended, FAILED])
+        server.rollouts["policy"] = {**after, "metadata": before["metadata"]}
+
+    timer = threading.Timer(0.3, end)
+    timer.start()
+    found = anyloop(server, "status", "--wait", "10")
+    timer.join()
+    assert found.exit_code == code
+
+
+def test_waiting_where_no_controller_takes_it_up_fails(server: Server) -> None:
+    found = rollout()
+    found["metadata"]["generation"] = 1
+    server.rollouts["policy"] = found
+    assert anyloop(server, "status", "--wait", "0.5").exit_code == 1
+    found["status"]["observedGeneration"] = 1
+    assert anyloop(server, "status", "--wait", "0.5").exit_code == 0  # nothing is under way
