@@ -13,7 +13,11 @@ import yaml
 from helm_python import Chart, HelmError
 from hypothesis import HealthCheck, given, settings
 
-from tests.charts.rendering import ALL, CHART, example, of_kind, pod_specs, render, rendered
+from k8s import verdicts
+from k8s.scrape import Sample
+from k8s.spec import ErrorRate, Spec
+from k8s.verdicts import Verdict
+from tests.charts.rendering import ALL, CHART, environment, example, of_kind, pod_specs, render, rendered
 from tests.charts.value_strategies import SCHEMA, overrides
 
 SERVICE_LEVELS = CHART / "rules" / "slo.yaml"
@@ -230,12 +234,13 @@ def test_a_rollouts_pauses_leave_most_of_the_time_that_is_promised_from_feedback
     assert 0 < seconds <= float(promised) / 2
 
 
-def test_the_operator_hears_that_a_volume_may_stay_pending() -> None:
-    def notes(values: dict[str, Any]) -> str:
-        with Chart.load(CHART) as chart:
-            rendered = chart.render(values, name="anyloop", namespace="demo")
-        return next(text for path, text in rendered.items() if path.endswith("NOTES.txt"))
+def notes(values: dict[str, Any]) -> str:
+    with Chart.load(CHART) as chart:
+        rendered = chart.render(values, name="anyloop", namespace="demo")
+    return next(text for path, text in rendered.items() if path.endswith("NOTES.txt"))
 
+
+def test_the_operator_hears_that_a_volume_may_stay_pending() -> None:
     assert "set registry and media.storageClassName, or accessModes" in notes({})
     assert "set registry.storageClassName, or accessModes" in notes({"media": {"url": "s3://media"}})
     assert "Pending" not in notes(example("laptop"))
@@ -253,6 +258,31 @@ def test_another_strategy_or_target_takes_the_place_of_the_defaults() -> None:
     assert spec(target={"version": "policy-000007"})["target"] == {"version": "policy-000007"}
     assert spec(strategy={"type": "AllAtOnce"})["strategy"] == {"type": "AllAtOnce"}
     assert spec()["strategy"]["steps"]
+
+
+def test_the_default_analysis_judges_a_single_replica_and_rejects_nothing_for_want_of_requests() -> None:
+    (rollout,) = of_kind(render(), "PolicyRollout")
+    analysis = Spec.parse(rollout["spec"]).analysis
+    (metric,) = analysis.metrics
+    assert not analysis.waits
+    assert isinstance(metric.test, ErrorRate)
+    alone = verdicts.of_errors(
+        metric.name, metric.test, Sample(succeeded=50, failed=50), None, analysis.minimum_requests
+    )
+    assert alone.verdict is Verdict.FAILED
+    text = notes({})
+    assert "With fewer than 20 requests in a step it is promoted unjudged" in text
+    waiting = {"analysis": {"onInconclusive": "Wait"}}
+    assert "unjudged" not in notes({"rollouts": {"policy": {"spec": waiting}}})
+
+
+def test_two_releases_in_one_namespace_leave_each_others_rollouts_alone() -> None:
+    for release in ("blue", "green"):
+        objects = render(release=release)
+        (rollout,) = of_kind(objects, "PolicyRollout")
+        key, _, value = environment(objects, "controller")["ANYLOOP_CONTROLLER_ROLLOUT_SELECTOR"].partition("=")
+        assert rollout["metadata"]["labels"][key] == value == release
+    assert "with the label\napp.kubernetes.io/instance: anyloop" in notes({"rollouts": {"policy": {"enabled": False}}})
 
 
 @pytest.mark.parametrize("release", ["anyloop", "loop", "a-very-long-release-name-that-goes-on-and-on-for-ever"])

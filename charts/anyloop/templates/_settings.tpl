@@ -125,6 +125,7 @@ kafka://{{ join "," .Values.kafka.external.brokers }}
 {{- $_ := set $s "ANYLOOP_CONTROLLER_LEASE_NAME" (include "anyloop.name" .) -}}
 {{- $_ := set $s "ANYLOOP_CONTROLLER_LEASE_NAMESPACE" $root.Release.Namespace -}}
 {{- $_ := set $s "ANYLOOP_CONTROLLER_POD_SELECTOR" (printf "app.kubernetes.io/name=anyloop,app.kubernetes.io/instance=%s,app.kubernetes.io/component=policy" $root.Release.Name) -}}
+{{- $_ := set $s "ANYLOOP_CONTROLLER_ROLLOUT_SELECTOR" (printf "app.kubernetes.io/instance=%s" $root.Release.Name) -}}
 {{- with $root.Values.rollouts.prometheus.url -}}{{- $_ := set $s "ANYLOOP_CONTROLLER_PROMETHEUS_URL" . -}}{{- end -}}
 {{- if $root.Values.tls.enabled -}}
 {{- $_ := set $s "ANYLOOP_TLS_SERVER_NAME" (printf "%s.%s.svc" (include "anyloop.name" (dict "root" $root "component" "policy")) $root.Release.Namespace) -}}
