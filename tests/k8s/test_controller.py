@@ -542,7 +542,8 @@ async def test_an_analysis_that_is_removed_in_mid_step_makes_no_hot_loop(
 
     monkeypatch.setattr("k8s.measuring.Meter.query", query)
     metric = {"name": "refusals", "prometheus": {"query": "refusals", "max": 1}}
-    await stage.set_up(2, strategy=CANARY, analysis={"warmUpSeconds": 0, "metrics": [metric]})
+    analysis = {"warmUpSeconds": 0, "intervalSeconds": 0.1, "metrics": [metric]}
+    await stage.set_up(2, strategy=CANARY, analysis=analysis)
     looks = 0
     look = Reconciler.reconcile
 
@@ -555,7 +556,7 @@ async def test_an_analysis_that_is_removed_in_mid_step_makes_no_hot_loop(
     async with stage.controller():
         stage.approve("v2")
         await until(lambda: any(one["verdict"] == "Passed" for one in stage.status.get("analysis", ())))
-        await stage.patch(spec={"analysis": {"metrics": [], "intervalSeconds": 1}})
+        await stage.patch(spec={"analysis": None})
         await asyncio.sleep(0.2)
         looks = 0
         await asyncio.sleep(1.0)
